@@ -31,7 +31,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::attribution::{Attribution, Throttle};
 use crate::clock;
-use crate::config::{Token, WhenAllBehind};
+use crate::config::{Config, Token, WhenAllBehind};
 use crate::delivery::Deliveries;
 use crate::fleet::{Fence, Health, Member, NodeKey, Pool, Role, Snapshot};
 use crate::http_server::{Handler, Response, events, json, response, text};
@@ -91,12 +91,8 @@ pub struct AdminContext {
     pub attribution: Arc<Attribution>,
     /// Takes the purges of operators.
     pub purge_api: Arc<PurgeApi>,
-    /// The token of operators who may purge, drain and resume; `None`: nobody may.
-    pub token: Option<Token>,
-    /// The names by which this listener is reached, beside addresses.
-    pub hosts: Vec<String>,
-    /// What readers get when no Varnish may serve, as configured.
-    pub when_all_behind: WhenAllBehind,
+    /// What a reload of the configuration changes.
+    pub settings: ArcSwap<AdminSettings>,
     /// The status of the registry, if nodes are not in the configuration alone.
     pub registry: Option<RegistryStatus>,
     /// All metrics.
@@ -105,6 +101,28 @@ pub struct AdminContext {
     pub open: watch::Receiver<bool>,
     /// The end of the process.
     pub shutdown: Shutdown,
+}
+
+/// What a reload of the configuration changes here.
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// The token of operators who may purge, drain and resume; `None`: nobody may.
+    pub token: Option<Token>,
+    /// The names by which this listener is reached, beside addresses.
+    pub hosts: Vec<String>,
+    /// What readers get when no Varnish may serve, as configured.
+    pub when_all_behind: WhenAllBehind,
+}
+
+impl AdminSettings {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        AdminSettings {
+            token: config.admin.token.clone(),
+            hosts: config.admin.hosts.clone(),
+            when_all_behind: config.edge.when_all_behind,
+        }
+    }
 }
 
 /// What has a past.
@@ -144,7 +162,7 @@ impl Handler for AdminApi {
             return self.order(node, &request, peer).await;
         }
         let is_for_machines = matches!(path, "/metrics" | "/healthz" | "/readyz" | discovery::PATH);
-        if !is_for_machines && !host::is_ours(request.headers(), &self.context.hosts) {
+        if !is_for_machines && !host::is_ours(request.headers(), &self.context.settings.load().hosts) {
             return text(421, format!("{}\n", host::REFUSED));
         }
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
@@ -292,11 +310,12 @@ impl AdminApi {
 
     /// A stream of events: first everything that is known, then what changes.
     fn listen(&self, method: &http::Method) -> Response {
+        let settings = self.context.settings.load();
         let hello = Hello {
             version: env!("CARGO_PKG_VERSION"),
             now: clock::now_ms(),
-            may_purge: self.context.token.is_some(),
-            when_all_behind: self.context.when_all_behind,
+            may_purge: settings.token.is_some(),
+            when_all_behind: settings.when_all_behind,
             step_seconds: STEP.as_secs(),
         };
         let history = event("history", self.observed.lock().history.samples());
@@ -310,12 +329,17 @@ impl AdminApi {
         }
     }
 
+    /// Requests that arrive from now on are judged by these.
+    pub fn configure(&self, settings: AdminSettings) {
+        self.context.settings.store(Arc::new(settings));
+    }
+
     /// Why the sender of this request may change nothing here.
     fn objection(&self, headers: &header::HeaderMap) -> Option<Objection> {
-        if !host::is_ours(headers, &self.context.hosts) {
+        if !host::is_ours(headers, &self.context.settings.load().hosts) {
             return Some((421, host::REFUSED));
         }
-        operator::objection(headers, self.context.token.as_ref())
+        operator::objection(headers, self.context.settings.load().token.as_ref())
     }
 
     /// A purge of an operator.

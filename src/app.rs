@@ -15,52 +15,55 @@ mod engine;
 mod fleet;
 pub mod listeners;
 mod reload;
+mod running_parts;
 mod sealing;
+mod supervision;
 mod traces;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{AdminApi, AdminContext};
-use crate::config::{Config, ConfigSource, StaticNode};
+use crate::admin::{AdminApi, AdminContext, AdminSettings};
+use crate::config::{Config, ConfigSource};
 use crate::delivery::Deliveries;
-use crate::edge;
 use crate::files;
-use crate::fleet::{Health, NodeKey, Snapshot};
+use crate::fleet::{Health, NodeKey, Role, Snapshot};
 use crate::http_server;
+use crate::inherited::InheritedSockets;
 use crate::journal::Journal;
-use crate::origin;
-use crate::proxy::{self, Entrance, Frontend};
+use crate::proxy::{self, Admission, CutRequests, Entrance, IdleWorker, TrafficRules};
 use crate::purge_api::PurgeApi;
+use crate::registry::RegistryStatus;
+use crate::registry::fixed::UnresolvedNodes;
 use crate::replicas::Replicas;
+use crate::service_manager::{Heartbeats, ServiceManager};
 use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
-use crate::telemetry::access::ReopenAccessLog;
 use crate::telemetry::{Metrics, causes};
 use crate::tls;
 use crate::trial::Trials;
 use access_log::RunningAccessLog;
 use engine::Engine;
 use fleet::FleetInputs;
+use listeners::BoundSockets;
 use reload::Reloader;
+use running_parts::{RunningParts, TrafficParts};
 use sealing::Sealing;
+use supervision::{Supervised, supervise};
 use traces::RunningTraces;
 
-/// How long the process keeps accepting connections after `/readyz` starts to fail, so that a load balancer in front
-/// can stop using it first.
-const LEAVE: Duration = Duration::from_secs(1);
-
-/// How long requests under way may take to finish. Together with [`LEAVE`] it is less than the 10 s after which `docker
-/// stop` kills.
-const DRAIN: Duration = Duration::from_secs(8);
+/// How long the process may take for its last words (to other replicas, to the journal, to its logs) after a second signal.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long the edge, otherwise ready to open, waits at most for the trials of the nodes that are up.
 const LONGEST_TRIAL: Duration = Duration::from_secs(1);
@@ -75,16 +78,19 @@ pub struct App {
     open: watch::Receiver<bool>,
     /// Closed when every worker's edge has drained.
     edge_in_use: mpsc::Receiver<Infallible>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<CutRequests>>,
     servers: JoinSet<()>,
     tasks: JoinSet<()>,
-    /// The nodes of the configuration.
-    nodes: watch::Sender<Vec<StaticNode>>,
+    /// What a reload changes.
+    parts: Arc<RunningParts>,
+    fleet: Arc<ArcSwap<Snapshot>>,
+    /// What must go on while the process runs.
+    loops: Heartbeats,
     metrics: Arc<Metrics>,
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
     replicas: Option<Arc<Replicas>>,
-    access_log: RunningAccessLog,
+    access_log: Arc<Mutex<RunningAccessLog>>,
     traces: RunningTraces,
 }
 
@@ -104,71 +110,71 @@ pub struct Addresses {
 }
 
 impl App {
-    /// Binds every listener, opens the journal and starts to work. Returns before the edge takes traffic: see
+    /// Opens the journal, binds every listener and starts to work. Returns before the edge takes traffic: see
     /// [`App::opened`].
     ///
+    /// Everything that can fail is done before edge and origin listen: the kernel shares their connections among all processes
+    /// that listen there, and a second process, started by mistake, that ended a moment later would take some of those of the
+    /// first one with it. The other listeners are nobody else's once they are bound.
+    ///
+    /// `inherited` are listening sockets that were there before.
+    ///
     /// # Errors
-    /// An address that cannot be bound, or a journal that cannot be opened. Nothing runs then.
-    pub async fn start(config: &Config) -> anyhow::Result<App> {
-        let (before, limit) = files::raise_limit();
-        tracing::info!(before, limit, "limit of open files");
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let workers = config.runtime.workers.map_or_else(cores, usize::from);
-        let mut addresses = Addresses::default();
-        let certificates = listeners::load_certificates(&config.edge)?;
-        let edge = listeners::bind_edge(&config.edge.listen, &certificates, workers, &mut addresses)?;
-        let origin = listeners::bind_workers(&config.origin.listen, workers, "origin", None, &mut addresses.origin)?;
-        let purge = listeners::bind_control(&config.purge.listen, "purge", &mut addresses.purge).await?;
-        let admin = listeners::bind_control(&config.admin.listen, "admin", &mut addresses.admin).await?;
-
-        let engine = Engine::build(config).await?;
-        let (shutdown_handle, shutdown) = shutdown::channel();
-        let (open_sender, open) = watch::channel(false);
+    /// A file that cannot be used, a journal that cannot be opened, or an address that cannot be bound. Nothing runs then, and
+    /// no client was connected.
+    pub async fn start(config: &Config, inherited: InheritedSockets) -> anyhow::Result<App> {
+        let Foundation { limit, certificates, engine, access_log, sockets, addresses } =
+            Foundation::lay(config, inherited).await?;
         let mut tasks = JoinSet::new();
+        let (shutdown_handle, shutdown) = shutdown::channel();
+        let mut loops = Heartbeats::default();
         let (nodes, configured) = watch::channel(config.nodes.clone());
+        let (checks, followed_checks) = watch::channel(config.health.clone());
         engine.overrides.start(&mut tasks);
         let FleetInputs { listed, suspects, registry, unresolved } =
-            fleet::keep(config, configured, &engine, &mut tasks);
-        spawn_keepers(&engine, certificates.into_iter().map(|(_, tls)| tls), &mut tasks);
+            fleet::keep(config, (configured, followed_checks), &engine, loops.watch("fleet-keeper"), &mut tasks);
+        spawn_keepers(&engine, &certificates, &mut tasks);
         let replicas = engine.join_replicas(config, &addresses, &mut tasks)?;
         let first_round = FirstRound::of(&engine, config);
-        tasks.spawn(open_edge(listed.clone(), first_round, replicas.clone(), open_sender));
-
-        let frontends = Frontends::new(&engine, config, replicas.as_ref(), open.clone(), listed);
+        let traffic = traffic_parts(&engine, config, replicas.as_ref());
         let purge_api = Arc::new(purge_api(config, &engine, replicas.clone()));
-        let Engine { metrics, journal, fence, fleet, deliveries, trials, overrides, started, traces, .. } = engine;
-        let admin_api = Arc::new(AdminApi::new(AdminContext {
-            fleet: Arc::clone(&fleet),
-            unresolved,
-            fence: Arc::clone(&fence),
-            journal: Arc::clone(&journal),
-            journal_kind: config.journal.kind.as_str(),
-            replicas: replicas.clone(),
-            deliveries: Arc::clone(&deliveries),
-            trials: Arc::clone(&trials),
-            overrides,
-            attribution: purge_api.attribution(),
-            purge_api: Arc::clone(&purge_api),
-            token: config.admin.token.clone(),
-            hosts: config.admin.hosts.clone(),
-            when_all_behind: config.edge.when_all_behind,
-            registry,
-            metrics: Arc::clone(&metrics),
-            open: open.clone(),
-            shutdown: shutdown.clone(),
-        }));
+        let (opening, open) = watch::channel(false);
+        let shown = ShownParts { unresolved, registry, replicas: replicas.clone(), open: open.clone() };
+        let admin_api = Arc::new(admin_api(config, &engine, &purge_api, shown, shutdown.clone()));
         tasks.spawn(Arc::clone(&admin_api).observe());
+        let BoundSockets { edge, origin, purge, admin } = sockets;
         let plan = files::Plan::new(limit, purge.len() + admin.len(), config.nodes.len());
         let mut servers = JoinSet::new();
         serve_all(&mut servers, purge, &purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
         serve_all(&mut servers, admin, &admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
-        let access_log = RunningAccessLog::start(&config.log, &metrics, &mut tasks)?;
-        let files = files::FileBudget::new(&plan, config.limits.max_connections, &metrics);
-        let shared = shared(config, fleet, (Arc::clone(&metrics), files), suspects, started, shutdown);
-        let shared = proxy::WorkerContext { access: access_log.log.clone(), tracer: traces.tracer.clone(), ..shared };
-        let sockets = edge.into_iter().zip(origin);
-        let (workers, edge_in_use) = start_workers(sockets, &shared, &frontends)?;
+        let rules = Arc::new(ArcSwap::from_pointee(traffic.rules(config, access_log.log.clone())));
+        let files = files::FileBudget::new(&plan, config.limits.max_connections, &engine.metrics);
+        let shared = worker_context(config, &engine, (Arc::clone(&rules), files), suspects, shutdown);
+        let Engine { metrics, journal, fleet, slow_start, deliveries, traces, .. } = engine;
+        let (idle, edge_in_use) = start_workers(edge.len(), &shared, &mut loops)?;
+        listeners::listen(edge.iter().chain(&origin), &addresses)?;
+        let (origin_opening, origin_open) = watch::channel(false);
+        let workers = serve_traffic(idle, edge.into_iter().zip(origin), &open, &origin_open);
+        tasks.spawn(open_listeners(listed, first_round, replicas.clone(), (origin_opening, opening)));
+        let access_log = Arc::new(Mutex::new(access_log));
+        tasks.spawn(access_log::say_losses(metrics.access_log_dropped.clone(), Arc::clone(&metrics.incidents)));
+        let parts = RunningParts {
+            nodes,
+            checks,
+            traffic,
+            rules,
+            admission: shared.admission,
+            files: shared.files,
+            slow_start,
+            deliveries: Arc::clone(&deliveries),
+            purge_api,
+            admin_api,
+            replicas: replicas.clone(),
+            certificates,
+            access_log: Arc::clone(&access_log),
+            times: Arc::new(Mutex::new(config.shutdown)),
+        };
         Ok(App {
             addresses,
             shutdown: shutdown_handle,
@@ -177,7 +183,9 @@ impl App {
             workers,
             servers,
             tasks,
-            nodes,
+            parts: Arc::new(parts),
+            fleet,
+            loops,
             metrics,
             deliveries,
             journal,
@@ -187,16 +195,30 @@ impl App {
         })
     }
 
-    /// What opens the file of the access log again, if there is an access log.
-    pub fn access_log_reopener(&self) -> Option<ReopenAccessLog> {
-        self.access_log.reopener()
+    /// Has the file of the access log opened again, after somebody has moved it away. Returns whether there is an access log.
+    pub fn access_log_reopener(&self) -> impl Fn() -> bool + use<> {
+        let access_log = Arc::clone(&self.access_log);
+        move || access_log.lock().reopen()
+    }
+
+    /// Tells the service manager when the edge takes traffic, and from then on how things stand and that all goes on.
+    pub fn report_to(&mut self, manager: &ServiceManager) {
+        let supervised = Supervised {
+            manager: manager.clone(),
+            open: self.open.clone(),
+            fleet: Arc::clone(&self.fleet),
+            incidents: Arc::clone(&self.metrics.incidents),
+            loops: std::mem::take(&mut self.loops),
+        };
+        self.tasks.spawn(supervise(supervised));
     }
 
     /// Reloads the configuration when its file changes and whenever the returned `Notify` is notified. `running` is the
     /// configuration that this process was started with. `app/reload.rs` says which keys can change at run time.
-    pub fn reload_from(&mut self, source: ConfigSource, running: Config) -> Arc<Notify> {
+    pub fn reload_from(&mut self, source: ConfigSource, running: Config, manager: &ServiceManager) -> Arc<Notify> {
         let asked = Arc::new(Notify::new());
-        let reloader = Reloader::new(source, running, self.nodes.clone(), Arc::clone(&self.metrics));
+        let parts = Arc::clone(&self.parts) as _;
+        let reloader = Reloader::new(source, running, parts, Arc::clone(&self.metrics), manager.clone());
         self.tasks.spawn(reloader.run(Arc::clone(&asked)));
         asked
     }
@@ -212,65 +234,195 @@ impl App {
         _ = self.open.clone().wait_for(|open| *open).await;
     }
 
-    /// Shuts down in order: fails `/readyz`, stops accepting, lets requests under way finish, saves the cursors. When
-    /// `hurry` resolves, requests under way are cut.
-    pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let App { shutdown, mut edge_in_use, workers, mut servers, mut tasks, .. } = self;
+    /// Shuts down in order: fails `/readyz`, stops accepting, lets requests under way finish, says goodbye, saves the cursors.
+    ///
+    /// `next_signal` returns when somebody asks once more: requests under way are cut then, and the rest is done in
+    /// [`LAST_WORDS`]. Once more, and it is not done at all.
+    pub async fn stop(self, mut next_signal: impl AsyncFnMut()) {
+        let App { shutdown, mut edge_in_use, workers, parts, mut servers, mut tasks, metrics, .. } = self;
         let App { deliveries, journal, replicas, access_log, traces, .. } = self;
-        let drained = async {
-            let joined =
-                tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
-            if !joined.await.unwrap_or(false) {
-                tracing::error!("a worker panicked");
-            }
+        let mut drained = pin!(async {
+            let cut = end_of(workers).await;
             // Not earlier: as long as pages pass here, other clearcoats report purges to us and ask about pages.
             shutdown.advance(Stage::Closing);
             while servers.join_next().await.is_some() {}
-        };
-        let stages = async {
-            let orderly = async {
-                shutdown.advance(Stage::Leaving);
-                tokio::time::sleep(LEAVE).await;
-                shutdown.advance(Stage::Draining);
-                let finished = async {
-                    // Clients may be waiting for a page that Varnish has yet to fetch through the origin.
-                    _ = edge_in_use.recv().await;
-                    shutdown.advance(Stage::Emptying);
-                    std::future::pending::<()>().await;
-                };
-                _ = tokio::time::timeout(DRAIN, finished).await;
+            cut
+        });
+        let overdue = async {
+            let times = *parts.times.lock();
+            shutdown.advance(Stage::Leaving);
+            tokio::time::sleep(times.leave).await;
+            shutdown.advance(Stage::Draining);
+            let finished = async {
+                // Clients may be waiting for a page that Varnish has yet to fetch through the origin.
+                _ = edge_in_use.recv().await;
+                shutdown.advance(Stage::Emptying);
+                std::future::pending::<()>().await;
             };
-            tokio::select! {
-                () = orderly => tracing::warn!("requests that were still under way are cut"),
-                () = hurry => tracing::warn!("requests under way are cut"),
-            }
+            _ = tokio::time::timeout(times.drain, finished).await;
+        };
+        let reason = tokio::select! {
+            _nothing_is_cut = &mut drained => None,
+            () = overdue => Some(CutReason::DrainOver),
+            () = next_signal() => Some(CutReason::SecondSignal),
+        };
+        if let Some(reason) = reason {
+            let purges = metrics.purge.waiting.get();
             shutdown.advance(Stage::Stopping);
-            // From here on only `drained` ends the wait.
-            std::future::pending::<()>().await;
+            let CutRequests { edge, origin } = drained.await;
+            if edge + origin > 0 || purges > 0 {
+                tracing::warn!(edge, origin, purges, "requests that were still under way are cut: {}", reason.as_str());
+            }
+        }
+        let last_words = async {
+            // No client is served here any more, so other replicas need not wait for our confirmation.
+            if let Some(replicas) = replicas {
+                replicas.withdraw().await;
+            }
+            tasks.shutdown().await;
+            if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
+                tracing::warn!(error = %causes(&error), "cursors could not be saved");
+            }
+            // The rules have the log as well.
+            drop(parts);
+            let access_log = std::mem::take(&mut *access_log.lock());
+            access_log.end().await;
+            traces.end().await;
+        };
+        let too_late = async {
+            match reason {
+                Some(CutReason::SecondSignal) => tokio::time::sleep(LAST_WORDS).await,
+                Some(CutReason::DrainOver) | None => next_signal().await,
+            }
         };
         tokio::select! {
-            () = drained => {}
-            () = stages => {}
+            () = last_words => {}
+            () = too_late => tracing::warn!("ended before all was saved: a restart tells Varnish more than it needs"),
         }
-        // No client is served here any more, so other replicas need not wait for our confirmation.
-        if let Some(replicas) = replicas {
-            replicas.withdraw().await;
+    }
+}
+
+/// Why requests under way are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CutReason {
+    /// They had their time.
+    DrainOver,
+    /// Somebody does not want to wait.
+    SecondSignal,
+}
+
+impl CutReason {
+    fn as_str(self) -> &'static str {
+        match self {
+            CutReason::DrainOver => "shutdown.drain is over",
+            CutReason::SecondSignal => "a second signal",
         }
-        tasks.shutdown().await;
-        if let Err(error) = journal.save_cursors(deliveries.cursors()).await {
-            tracing::warn!(error = %causes(&error), "cursors could not be saved");
-        }
-        access_log.end().await;
-        traces.end().await;
+    }
+}
+
+/// Waits for the end of all workers. Returns what they cut together.
+async fn end_of(workers: Vec<JoinHandle<CutRequests>>) -> CutRequests {
+    let joined = tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).collect::<Vec<_>>());
+    let ends = joined.await.unwrap_or_default();
+    if ends.iter().any(Result::is_err) {
+        tracing::error!("a worker panicked");
+    }
+    ends.into_iter().flatten().fold(CutRequests::default(), |sum, of_one| CutRequests {
+        edge: sum.edge + of_one.edge,
+        origin: sum.origin + of_one.origin,
+    })
+}
+
+/// All that can fail, and that no client notices.
+struct Foundation {
+    /// Of open files.
+    limit: u64,
+    certificates: Vec<(SocketAddr, Arc<tls::Tls>)>,
+    engine: Engine,
+    access_log: RunningAccessLog,
+    sockets: BoundSockets,
+    addresses: Addresses,
+}
+
+impl Foundation {
+    async fn lay(config: &Config, inherited: InheritedSockets) -> anyhow::Result<Self> {
+        let (before, limit) = files::raise_limit();
+        tracing::info!(before, limit, "limit of open files");
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = config.runtime.workers.map_or_else(cores, usize::from);
+        let certificates = listeners::load_certificates(&config.edge)?;
+        let engine = Engine::build(config).await?;
+        let access_log = RunningAccessLog::start(&config.log, &engine.metrics)?;
+        let (sockets, addresses) = BoundSockets::bind(config, &certificates, inherited, workers).await?;
+        Ok(Foundation { limit, certificates, engine, access_log, sockets, addresses })
+    }
+}
+
+/// What the admin listener shows beside the engine.
+struct ShownParts {
+    unresolved: Arc<UnresolvedNodes>,
+    registry: Option<RegistryStatus>,
+    replicas: Option<Arc<Replicas>>,
+    open: watch::Receiver<bool>,
+}
+
+/// The admin listener's handler.
+fn admin_api(
+    config: &Config,
+    engine: &Engine,
+    purge_api: &Arc<PurgeApi>,
+    ShownParts { unresolved, registry, replicas, open }: ShownParts,
+    shutdown: Shutdown,
+) -> AdminApi {
+    AdminApi::new(AdminContext {
+        fleet: Arc::clone(&engine.fleet),
+        unresolved,
+        fence: Arc::clone(&engine.fence),
+        journal: Arc::clone(&engine.journal),
+        journal_kind: config.journal.kind.as_str(),
+        replicas,
+        deliveries: Arc::clone(&engine.deliveries),
+        trials: Arc::clone(&engine.trials),
+        overrides: Arc::clone(&engine.overrides),
+        attribution: purge_api.attribution(),
+        purge_api: Arc::clone(purge_api),
+        settings: ArcSwap::from_pointee(AdminSettings::of(config)),
+        registry,
+        metrics: Arc::clone(&engine.metrics),
+        open,
+        shutdown,
+    })
+}
+
+/// What all workers share.
+fn worker_context(
+    config: &Config,
+    engine: &Engine,
+    (rules, files): (Arc<ArcSwap<TrafficRules>>, files::FileBudget),
+    suspects: mpsc::Sender<NodeKey>,
+    shutdown: Shutdown,
+) -> proxy::WorkerContext {
+    let (of_one, connections) = (config.limits.max_connections_per_address, engine.metrics.edge_connections.clone());
+    proxy::WorkerContext {
+        fleet: Arc::clone(&engine.fleet),
+        metrics: Arc::clone(&engine.metrics),
+        suspects,
+        rules,
+        admission: Arc::new(Admission::new(of_one, connections)),
+        files: Arc::new(files),
+        spin: config.runtime.spin,
+        started: engine.started,
+        shutdown,
+        tracer: engine.traces.tracer.clone(),
     }
 }
 
 /// Starts what goes on beside everything else: cursors are saved, and certificates that change are taken.
-fn spawn_keepers(engine: &Engine, certificates: impl Iterator<Item = tls::Tls>, tasks: &mut JoinSet<()>) {
+fn spawn_keepers(engine: &Engine, certificates: &[(SocketAddr, Arc<tls::Tls>)], tasks: &mut JoinSet<()>) {
     let saved = Arc::clone(&engine.deliveries);
     tasks.spawn(async move { saved.save_cursors().await });
-    for tls in certificates {
-        tasks.spawn(tls::watch(Arc::new(tls), Arc::clone(&engine.metrics), tls::LOOK_EVERY));
+    for (_, tls) in certificates {
+        tasks.spawn(tls::watch(Arc::clone(tls), Arc::clone(&engine.metrics), tls::LOOK_EVERY));
     }
 }
 
@@ -288,53 +440,45 @@ fn serve_all<H: http_server::Handler>(
     }
 }
 
-/// The two frontends, and for each the condition that must hold before it accepts connections.
-#[derive(Clone)]
-struct Frontends {
-    edge: Frontend,
-    /// Turns true when the first round of deliveries is over.
-    opens: watch::Receiver<bool>,
-    origin: Frontend,
-    /// Turns true when the nodes are known.
-    listed: watch::Receiver<bool>,
-}
-
-impl Frontends {
-    fn new(
-        engine: &Engine,
-        config: &Config,
-        replicas: Option<&Arc<Replicas>>,
-        opens: watch::Receiver<bool>,
-        listed: watch::Receiver<bool>,
-    ) -> Self {
-        let Engine { metrics, guard, fence, trials, journal, deliveries, .. } = engine;
-        let sealing = Sealing::of(&**journal, deliveries, replicas, metrics, config);
-        let (methods, trials, metrics) = (&config.purge.methods, || Arc::clone(trials), || Arc::clone(metrics));
-        let edge = edge::frontend(&config.edge, methods, Arc::clone(fence), trials(), sealing.edge, metrics());
-        let origin = origin::frontend(&config.origin, methods, Arc::clone(guard), sealing.origin, trials(), metrics());
-        Frontends { edge, opens, origin, listed }
+/// What edge and origin are made of, beside their configuration.
+fn traffic_parts(engine: &Engine, config: &Config, replicas: Option<&Arc<Replicas>>) -> TrafficParts {
+    let Engine { metrics, guard, fence, trials, journal, deliveries, .. } = engine;
+    TrafficParts {
+        fence: Arc::clone(fence),
+        guard: Arc::clone(guard),
+        trials: Arc::clone(trials),
+        sealing: Sealing::of(&**journal, deliveries, replicas, metrics, config),
+        metrics: Arc::clone(metrics),
     }
 }
 
-/// Starts the workers, each with its sockets of edge and origin. The returned receiver is closed when the process
-/// drains and no client is left at any worker's edge.
+/// Starts the workers, without sockets. The returned receiver is closed when the process drains and no client is left at any
+/// worker's edge.
 fn start_workers(
-    sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
+    workers: usize,
     shared: &proxy::WorkerContext,
-    frontends: &Frontends,
-) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<Infallible>)> {
-    // The origin opens before the edge, because Varnish needs its backend, and a page that is fetched now cannot be
-    // stale. But it waits until the nodes are known: without them it would refuse requests that another clearcoat could
-    // serve.
+    loops: &mut Heartbeats,
+) -> anyhow::Result<(Vec<IdleWorker>, mpsc::Receiver<Infallible>)> {
     let (in_use, edge_in_use) = mpsc::channel(1);
-    let workers = sockets.enumerate().map(|(index, (edge, origin))| {
-        let Frontends { edge: edge_frontend, opens, origin: origin_frontend, listed } = frontends.clone();
-        let edge = Entrance { sockets: edge, frontend: edge_frontend, open: opens };
-        let origin = Entrance { sockets: origin, frontend: origin_frontend, open: listed };
-        proxy::spawn(index, shared.clone(), vec![edge, origin], in_use.clone())
-    });
+    let workers = (0..workers)
+        .map(|index| IdleWorker::start(index, shared.clone(), in_use.clone(), loops.watch(format!("worker-{index}"))));
     let workers = workers.collect::<Result<_, _>>().context("a worker thread could not be started")?;
     Ok((workers, edge_in_use))
+}
+
+/// Gives each worker its sockets of edge and origin.
+fn serve_traffic(
+    workers: Vec<IdleWorker>,
+    sockets: impl Iterator<Item = (Vec<proxy::Listener>, Vec<proxy::Listener>)>,
+    edge_open: &watch::Receiver<bool>,
+    origin_open: &watch::Receiver<bool>,
+) -> Vec<JoinHandle<CutRequests>> {
+    let workers = workers.into_iter().zip(sockets).map(|(worker, (edge, origin))| {
+        let edge = Entrance { sockets: edge, role: Role::Varnish, open: edge_open.clone() };
+        let origin = Entrance { sockets: origin, role: Role::Web, open: origin_open.clone() };
+        worker.serve(vec![edge, origin])
+    });
+    workers.collect()
 }
 
 /// The deliveries and trials that the edge waits for before it opens.
@@ -372,16 +516,21 @@ impl FirstRound {
     }
 }
 
-/// Opens the edge after the first round: every node has every purge that was answered before, or `patience` is over.
-async fn open_edge(
+/// Opens origin and edge.
+///
+/// The origin opens before the edge, because Varnish needs its backend, and a page that is fetched now cannot be stale. But it
+/// waits until the nodes are known: without them it would refuse requests that another clearcoat could serve. The edge opens
+/// after the first round: every node has every purge that was answered before, or the time for that is over.
+async fn open_listeners(
     mut listed: watch::Receiver<bool>,
     first_round: FirstRound,
     replicas: Option<Arc<Replicas>>,
-    open: watch::Sender<bool>,
+    (origin, edge): (watch::Sender<bool>, watch::Sender<bool>),
 ) {
     if listed.wait_for(|listed| *listed).await.is_err() {
         return;
     }
+    origin.send_replace(true);
     if let Some(replicas) = replicas {
         // Purges that the other replicas accept from now on are sent to us. Earlier ones are answered already, or will
         // be without us.
@@ -390,9 +539,10 @@ async fn open_edge(
     }
     first_round.ended().await;
     tracing::info!("the edge is open");
-    open.send_replace(true);
-    // Keeps the channel open until every receiver is gone, so that each of them sees the change.
-    open.closed().await;
+    edge.send_replace(true);
+    // Keeps the channels open until every receiver is gone, so that each of them sees the change.
+    edge.closed().await;
+    origin.closed().await;
 }
 
 /// The purge listener's handler, in front of this engine.
@@ -400,31 +550,4 @@ fn purge_api(config: &Config, engine: &Engine, replicas: Option<Arc<Replicas>>) 
     let (journal, deliveries) = (Arc::clone(&engine.journal), Arc::clone(&engine.deliveries));
     let (metrics, tracer) = (Arc::clone(&engine.metrics), engine.traces.tracer.clone());
     PurgeApi::new(&config.purge, journal, deliveries, replicas, metrics, tracer)
-}
-
-/// The context that all workers share.
-fn shared(
-    config: &Config,
-    fleet: Arc<ArcSwap<Snapshot>>,
-    (metrics, files): (Arc<Metrics>, files::FileBudget),
-    suspects: mpsc::Sender<NodeKey>,
-    started: Instant,
-    shutdown: Shutdown,
-) -> proxy::WorkerContext {
-    let limits = Arc::new(config.limits.clone());
-    let admission = proxy::Admission::new(limits.max_connections_per_address, metrics.edge_connections.clone());
-    let (admission, files, spin) = (Arc::new(admission), Arc::new(files), config.runtime.spin);
-    proxy::WorkerContext {
-        fleet,
-        metrics,
-        suspects,
-        limits,
-        admission,
-        files,
-        spin,
-        started,
-        shutdown,
-        access: None,
-        tracer: None,
-    }
 }

@@ -50,7 +50,7 @@ pub use journal::{Damaged, FirstStart, Journal, JournalKind};
 pub use limits::Limits;
 pub use log_filter::LogFilter;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
-pub use process::{AccessFormat, Admin, Log, LogFormat, Runtime};
+pub use process::{AccessFormat, Admin, Log, LogFormat, Runtime, ShutdownTimes};
 pub use purge::{PurgeListener, WaitFor};
 pub use source::{ConfigSource, ConfigText};
 pub use token::{Token, TokenError};
@@ -87,6 +87,8 @@ pub struct Config {
     pub health: HealthChecks,
     /// Threads.
     pub runtime: Runtime,
+    /// How long the process takes to end.
+    pub shutdown: ShutdownTimes,
     /// What is logged and how.
     pub log: Log,
     /// What is told to a collector of OpenTelemetry.

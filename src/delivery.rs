@@ -61,7 +61,7 @@ mod walk;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -150,6 +150,8 @@ impl Pace {
 pub struct Deliveries {
     context: DeliveryContext,
     nodes: DashMap<NodeId, Delivery>,
+    /// [`Pace::max_bans_per_second`] of now; 0 is no limit.
+    ration: AtomicU32,
     requests: Mutex<Requests>,
     progress: Progress,
     /// The recalls of nodes that left during a hold, in case they return.
@@ -235,9 +237,11 @@ impl Deliveries {
         if let Missed::Entries(entries) = context.journal.since(context.journal.floor()) {
             requests.note_past(&entries, |position| context.journal.is_refused(position));
         }
+        let ration = context.pace.max_bans_per_second.map_or(0, NonZeroU32::get);
         Deliveries {
             context,
             nodes: DashMap::new(),
+            ration: AtomicU32::new(ration),
             requests: Mutex::new(requests),
             progress: Progress::default(),
             refusals: watch::channel(()).0,
@@ -247,6 +251,19 @@ impl Deliveries {
             first,
             watermark: Mutex::new(FillWatermark::new(first)),
         }
+    }
+
+    /// The bans per second that one Varnish gets from now on, and how long sealed purges gather.
+    pub fn configure(&self, config: &PurgeListener) {
+        self.ration.store(config.max_bans_per_second, Ordering::Relaxed);
+        if let Some(sealed) = &self.context.sealed {
+            sealed.set_gather(config.gather);
+        }
+    }
+
+    /// The most bans per second for one Varnish; `None` if they are not limited.
+    fn ration(&self) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.ration.load(Ordering::Relaxed))
     }
 
     /// Starts the task of a node that joined. Its cursor is read before this returns, so no request meets a node with an

@@ -134,23 +134,31 @@ impl FileBudget {
     pub fn new(plan: &Plan, max_edge_clients: Option<NonZeroUsize>, metrics: &Metrics) -> Self {
         let (own, most_common) = (plan.own(), plan.common());
         let most = own.saturating_add(most_common);
-        let wanted = max_edge_clients.map(|clients| i64::try_from(clients.get()).unwrap_or(i64::MAX));
-        if let Some(wanted) = wanted.filter(|&wanted| wanted > most) {
-            tracing::warn!(
-                max_connections = wanted,
-                room = most,
-                "limits.max_connections is more than the limit of open files leaves room for: raise that (LimitNOFILE, ulimit -Hn)"
-            );
-        }
         let common = Arc::new(Common { most: most_common, used: AtomicI64::new(0), waiting: Default::default() });
         let [edge_clients, edge_nodes, origin_clients, origin_nodes] = std::array::from_fn(|index| {
-            let most = wanted.filter(|_| index == 0).map_or(most, |wanted| wanted.min(most));
             let (used, limit) = metrics.files.share(FileShare::ALL[index]);
             limit.set(most);
             let (own_used, shortage) = (AtomicI64::new(0), metrics.files.shortage(FileShare::ALL[index]));
-            Arc::new(Share { index, most, own, own_used, used, common: Arc::clone(&common), shortage })
+            Arc::new(Share { index, limit, room: most, own, own_used, used, common: Arc::clone(&common), shortage })
         });
-        FileBudget { edge_clients, edge_nodes, origin_clients, origin_nodes }
+        let budget = FileBudget { edge_clients, edge_nodes, origin_clients, origin_nodes };
+        budget.limit_edge_clients(max_edge_clients);
+        budget
+    }
+
+    /// At most this many files are clients of the edge from now on. Nobody who has one loses it.
+    pub fn limit_edge_clients(&self, most: Option<NonZeroUsize>) {
+        let share = &self.edge_clients;
+        let wanted = most.map_or(share.room, |clients| i64::try_from(clients.get()).unwrap_or(i64::MAX));
+        if wanted > share.room {
+            tracing::warn!(
+                max_connections = wanted,
+                room = share.room,
+                "limits.max_connections is more than the limit of open files leaves room for: raise that (LimitNOFILE, ulimit -Hn)"
+            );
+        }
+        share.limit.set(wanted.min(share.room));
+        share.waiting().wake();
     }
 }
 
@@ -184,7 +192,10 @@ impl ShareWaiters {
 #[derive(Debug)]
 pub struct Share {
     index: usize,
-    most: i64,
+    /// The most files that it may have: its gauge is the number that counts.
+    limit: IntGauge,
+    /// The most for which there is room.
+    room: i64,
     own: i64,
     own_used: AtomicI64,
     /// Includes common files in use.
@@ -200,7 +211,7 @@ impl Share {
     }
 
     fn has(&self, files: i64) -> bool {
-        self.used.get() + files <= self.most && (self.has_own(files) || self.has_common(files))
+        self.used.get() + files <= self.limit.get() && (self.has_own(files) || self.has_common(files))
     }
 
     fn has_own(&self, files: i64) -> bool {

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use self::node_state::NodeState;
 use crate::config::HealthChecks;
@@ -33,13 +34,18 @@ use crate::fleet::{
     CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, PurgeHeaders, Role, Snapshot,
     Verdict,
 };
+use crate::probe::Probe;
 use crate::registry::overrides::KnownOverrides;
+use crate::service_manager::Heartbeat;
 use crate::slow_start::SlowStart;
 use crate::telemetry::{Metrics, causes};
 use crate::trial::Trials;
 
 /// How many events become one snapshot at most.
 const TOGETHER: usize = 1024;
+
+/// The longest time between two turns, so that a keeper with nothing to do is seen to go on.
+const BEAT_EVERY: Duration = Duration::from_millis(100);
 
 /// Owns the fleet.
 pub struct FleetKeeper {
@@ -84,6 +90,8 @@ pub struct KeeperContext {
     pub metrics: Arc<Metrics>,
     /// Where checkers send their results.
     pub events: mpsc::Sender<Event>,
+    /// Counts its turns.
+    pub heartbeat: Arc<Heartbeat>,
     /// Changes when a node cannot be reached: its name may have another address by now.
     pub doubted: watch::Sender<()>,
 }
@@ -112,17 +120,21 @@ impl FleetKeeper {
         }
     }
 
-    /// Works until the process ends. `suspects` are nodes that failed a request.
+    /// Works until the process ends. `suspects` are nodes that failed a request; `checks` is how nodes are checked from now on.
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut suspects: mpsc::Receiver<NodeKey>,
         mut overrides: watch::Receiver<Arc<KnownOverrides>>,
+        mut checks: watch::Receiver<HealthChecks>,
     ) {
         // Before the first event, so that no drained node joins as one that serves.
         self.follow_operators(Arc::clone(&overrides.borrow_and_update()));
         let mut together = Vec::with_capacity(TOGETHER);
+        let mut beats = tokio::time::interval(BEAT_EVERY);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.context.heartbeat.beat();
             tokio::select! {
                 // A verdict that is there decides before a suspicion asks for another check.
                 biased;
@@ -137,7 +149,12 @@ impl FleetKeeper {
                     // The store is gone, and the process is ending.
                     Err(_) => return,
                 },
+                Ok(()) = checks.changed() => {
+                    let checks = checks.borrow_and_update().clone();
+                    self.check_by(checks);
+                }
                 () = until(self.lost_nodes.due()) => self.take([]),
+                _ = beats.tick() => {}
                 Some(suspect) = suspects.recv() => if let Some(state) = self.nodes.get(&suspect) {
                     state.probe.check_now();
                 },
@@ -177,6 +194,26 @@ impl FleetKeeper {
                 self.changed = true;
             }
         }
+        self.take([]);
+    }
+
+    /// Checks nodes in another way from now on. What is known of their health stays.
+    fn check_by(&mut self, checks: HealthChecks) {
+        let before = std::mem::replace(&mut self.context.checks, checks);
+        let checks = &self.context.checks;
+        for ((role, _), state) in &mut self.nodes {
+            let is_as_before = match role {
+                Role::Web => before.web == checks.web,
+                Role::Varnish => before.varnish == checks.varnish,
+            };
+            if !is_as_before {
+                state.probe_task.abort();
+                state.probe = Probe::new(&state.node.spec, checks);
+                state.probe_task = self.probes.spawn(state.probe.clone().run(self.context.events.clone()));
+            }
+        }
+        // The panic threshold may be another.
+        self.changed = true;
         self.take([]);
     }
 

@@ -24,7 +24,7 @@
 //! | wiring | [`app`] | everything below |
 //! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`otlp`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
-//! | base | [`atomic_file`] [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
+//! | base | [`atomic_file`] [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`service_manager`] [`inherited`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] [`mutants`] | no runtime, no socket, no clock, no global randomness |
 //!
 //! # What is public
@@ -55,6 +55,7 @@ pub mod fleet_keeper;
 pub mod http1;
 pub mod http_client;
 pub mod http_server;
+pub mod inherited;
 pub mod journal;
 pub mod mutants;
 pub mod origin;
@@ -67,6 +68,7 @@ pub mod purge_api;
 pub mod registry;
 pub mod replicas;
 pub mod seal;
+pub mod service_manager;
 pub mod shutdown;
 pub mod slow_start;
 pub mod telemetry;

@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use http::header;
 use hyper::body::Bytes;
 use ipnet::IpNet;
@@ -43,9 +44,7 @@ pub const MAX_UNDER_WAY: usize = 4096;
 
 /// The request handler of the purge listener.
 pub struct PurgeApi {
-    allow: Vec<IpNet>,
-    token: Option<Token>,
-    rules: PurgeRules,
+    senders: ArcSwap<PurgeSenders>,
     ack_timeout: Duration,
     journal: Arc<dyn Journal>,
     deliveries: Arc<Deliveries>,
@@ -60,6 +59,19 @@ pub struct PurgeApi {
     not_durable_told: Mutex<Throttle>,
     forbidden_told: Mutex<Throttle>,
     refused_told: Mutex<Throttle>,
+}
+
+/// Who may purge, and what a purge is: what a reload of the configuration changes.
+struct PurgeSenders {
+    allow: Vec<IpNet>,
+    token: Option<Token>,
+    rules: PurgeRules,
+}
+
+impl PurgeSenders {
+    fn of(config: &PurgeListener) -> Self {
+        PurgeSenders { allow: config.allow.clone(), token: config.token.clone(), rules: config.rules() }
+    }
 }
 
 /// Counts a purge as under way until it is dropped.
@@ -124,9 +136,7 @@ impl PurgeApi {
         tracer: Option<Arc<Tracer>>,
     ) -> Self {
         PurgeApi {
-            allow: config.allow.clone(),
-            token: config.token.clone(),
-            rules: config.rules(),
+            senders: ArcSwap::from_pointee(PurgeSenders::of(config)),
             ack_timeout: config.ack_timeout,
             journal,
             deliveries,
@@ -140,6 +150,11 @@ impl PurgeApi {
             forbidden_told: Mutex::default(),
             refused_told: Mutex::default(),
         }
+    }
+
+    /// Requests that arrive from now on are judged by this configuration: its networks, its token and its methods.
+    pub fn configure(&self, config: &PurgeListener) {
+        self.senders.store(Arc::new(PurgeSenders::of(config)));
     }
 
     /// Who purged what, for the purges that were accepted here.
@@ -200,11 +215,12 @@ impl PurgeApi {
     /// Checks address and token. On refusal: the reason for the log, and the message for the client.
     fn objection(&self, headers: &http::HeaderMap, peer: SocketAddr) -> Option<(&'static str, String)> {
         let address = peer.ip().to_canonical();
-        if !self.allow.iter().any(|network| network.contains(&address)) {
+        let senders = self.senders.load();
+        if !senders.allow.iter().any(|network| network.contains(&address)) {
             let answer = format!("{address} may not purge: it is not in purge.allow");
             return Some(("this address is not in purge.allow", answer));
         }
-        let token = self.token.as_ref()?;
+        let token = senders.token.as_ref()?;
         let presented = headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
         if presented.and_then(bearer).is_some_and(|presented| token.matches(presented)) {
             return None;
@@ -266,7 +282,7 @@ impl PurgeApi {
 
     fn understand<B>(&self, request: &http::Request<B>, peer: SocketAddr) -> Result<Purge, Box<Response>> {
         let address = peer.ip().to_canonical();
-        let parsed = parse(request.method(), request.uri(), request.headers(), &self.rules);
+        let parsed = parse(request.method(), request.uri(), request.headers(), &self.senders.load().rules);
         let ParsedPurge { purge, is_wider } = parsed.map_err(|refusal| Box::new(self.refuse(&refusal, peer)))?;
         if is_wider {
             let carried_out = purge.targets.iter().find_map(|target| match target {

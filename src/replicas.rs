@@ -53,6 +53,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
@@ -115,8 +116,8 @@ pub struct ReplicaContext {
     pub ack_timeout: Duration,
     /// The largest request that the others accept; all replicas have one configuration.
     pub max_request: usize,
-    /// The token that the others require; all replicas have one configuration.
-    pub token: Option<Token>,
+    /// The token that the others require; all replicas have one configuration, and a reload may change it.
+    pub token: ArcSwapOption<Token>,
     /// Counts confirmations.
     pub metrics: Arc<Metrics>,
     /// The file with data for the next start: the other replicas, or their progress. `None` if there is no such data.
@@ -229,6 +230,11 @@ impl Replicas {
             FoundBy::Addresses(_) => self.caught_up().await,
         }
         self.names_fetched().await;
+    }
+
+    /// Messages to the others carry this token from now on.
+    pub fn set_token(&self, token: Option<Token>) {
+        self.context.token.store(token.map(Arc::new));
     }
 
     /// Announces the shutdown, so that purges no longer wait for this replica.

@@ -29,11 +29,17 @@ const STEP: Duration = Duration::from_millis(100);
 /// Raises the shares of starting nodes.
 #[derive(Debug)]
 pub struct SlowStart {
-    web: Duration,
-    varnish: Duration,
+    /// How long it lasts for each role.
+    lasts: Mutex<StartTimes>,
     starting: Mutex<Vec<Starting>>,
     /// Notified when the first node starts.
     begun: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct StartTimes {
+    web: Duration,
+    varnish: Duration,
 }
 
 /// A node whose share grows, while it is in the fleet.
@@ -44,19 +50,30 @@ struct Starting {
     lasts: Duration,
 }
 
+impl StartTimes {
+    fn of(checks: &HealthChecks) -> Self {
+        StartTimes { web: checks.web.slow_start, varnish: checks.varnish.slow_start }
+    }
+}
+
 impl SlowStart {
     /// With the configured duration of each role.
     pub fn new(checks: &HealthChecks) -> Self {
-        let (web, varnish) = (checks.web.slow_start, checks.varnish.slow_start);
-        SlowStart { web, varnish, starting: Mutex::default(), begun: Notify::new() }
+        SlowStart { lasts: Mutex::new(StartTimes::of(checks)), starting: Mutex::default(), begun: Notify::new() }
+    }
+
+    /// Nodes that start from now on take this long. Those that have begun go on as they began.
+    pub fn configure(&self, checks: &HealthChecks) {
+        *self.lasts.lock() = StartTimes::of(checks);
     }
 
     /// Begins the slow start of this node: its share is small from now on, and grows. Does nothing if it is starting
     /// already, or slow start is off. Call it before the node can be chosen.
     pub fn begin(&self, node: &Node) {
+        let times = *self.lasts.lock();
         let lasts = match node.spec.role() {
-            Role::Web => self.web,
-            Role::Varnish => self.varnish,
+            Role::Web => times.web,
+            Role::Varnish => times.varnish,
         };
         let mut starting = self.starting();
         if lasts.is_zero() || node.live.share() < WHOLE_SHARE {

@@ -73,12 +73,23 @@ impl Resumption {
 
 /// The TLS side of one listener.
 pub struct Tls {
-    files: Vec<CertificateFiles>,
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
     config: Arc<ServerConfig>,
-    /// The fingerprints of the certificates in use. Locked during a reload, so that two reloads do not interleave.
-    loaded: Mutex<Vec<Fingerprint>>,
+    /// Locked during a reload, so that two reloads do not interleave.
+    loaded: Mutex<LoadedFiles>,
+}
+
+/// The certificates in use: their files, and what was in them.
+struct LoadedFiles {
+    files: Vec<CertificateFiles>,
+    fingerprints: Vec<Fingerprint>,
+}
+
+/// Certificates that were read and found good, and are not in use yet.
+pub struct PreparedCertificates {
+    loaded: LoadedFiles,
+    certificates: Certificates,
 }
 
 impl Tls {
@@ -113,8 +124,8 @@ impl Tls {
         // The defaults of rustls, written down because the module's promise depends on them.
         config.max_early_data_size = 0;
         config.send_half_rtt_data = false;
-        let loaded = Mutex::new(fingerprints(&contents));
-        Ok(Tls { files: files.to_vec(), provider, resolver, config: Arc::new(config), loaded })
+        let loaded = LoadedFiles { files: files.to_vec(), fingerprints: fingerprints(&contents) };
+        Ok(Tls { provider, resolver, config: Arc::new(config), loaded: Mutex::new(loaded) })
     }
 
     /// The configuration for a `tokio_rustls::TlsAcceptor`. It stays the same over reloads.
@@ -131,20 +142,43 @@ impl Tls {
     /// The first file that cannot be used, and why. All certificates stay as they were then.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let mut loaded = self.loaded.lock();
-        let contents = read(&self.files)?;
+        let contents = read(&loaded.files)?;
         let fingerprints = fingerprints(&contents);
-        if *loaded == fingerprints {
+        if loaded.fingerprints == fingerprints {
             return Ok(false);
         }
-        self.resolver.replace(parse(&self.files, &contents, &self.provider)?);
-        *loaded = fingerprints;
+        self.resolver.replace(parse(&loaded.files, &contents, &self.provider)?);
+        loaded.fingerprints = fingerprints;
         Ok(true)
+    }
+
+    /// Reads certificates that are to take the place of those in use: other files, or the same.
+    ///
+    /// Reads files, and blocks meanwhile.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, and why.
+    pub fn prepare(&self, files: &[CertificateFiles]) -> Result<PreparedCertificates, TlsError> {
+        let contents = read(files)?;
+        let certificates = parse(files, &contents, &self.provider)?;
+        let loaded = LoadedFiles { files: files.to_vec(), fingerprints: fingerprints(&contents) };
+        Ok(PreparedCertificates { loaded, certificates })
+    }
+
+    /// Uses these certificates for new connections. Returns whether they are others than before.
+    pub fn replace(&self, PreparedCertificates { loaded: new, certificates }: PreparedCertificates) -> bool {
+        let mut loaded = self.loaded.lock();
+        let are_others = loaded.files != new.files || loaded.fingerprints != new.fingerprints;
+        self.resolver.replace(certificates);
+        *loaded = new;
+        are_others
     }
 
     /// The end of validity of every certificate in use (`notAfter`, in Unix seconds), by its file as configured.
     pub fn expiries(&self) -> Vec<(PathBuf, i64)> {
+        let loaded = self.loaded.lock();
         let current = self.resolver.current();
-        let files = self.files.iter().map(|files| files.cert.clone());
+        let files = loaded.files.iter().map(|files| files.cert.clone());
         files.zip(current.iter().map(|certificate| certificate.not_after)).collect()
     }
 }
@@ -152,7 +186,7 @@ impl Tls {
 impl fmt::Debug for Tls {
     /// Without the keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Tls").field("files", &self.loaded.lock().files).finish_non_exhaustive()
     }
 }
 

@@ -34,6 +34,9 @@ use crate::telemetry::Metrics;
 use page::TrialPage;
 pub use page::is_ours;
 
+/// The host of a trial if none is configured.
+const DEFAULT_HOST: &str = "clearcoat";
+
 /// The longest client-sent host that a trial uses, in bytes: a DNS name and a port.
 const LONGEST_HOST: usize = 260;
 
@@ -43,7 +46,7 @@ pub struct Trials {
     guard: Arc<Guard>,
     metrics: Arc<Metrics>,
     /// The host to use until a client has come.
-    default_host: String,
+    default_host: Mutex<Arc<str>>,
     /// A client's host at the edge, and whether another one is wanted.
     host: Mutex<Option<Arc<str>>>,
     wants_host: AtomicBool,
@@ -90,7 +93,7 @@ impl Trials {
         Trials {
             guard,
             metrics,
-            default_host: host.unwrap_or("clearcoat").to_owned(),
+            default_host: Mutex::new(host.unwrap_or(DEFAULT_HOST).into()),
             host: Mutex::default(),
             wants_host: AtomicBool::new(true),
             running: Mutex::default(),
@@ -140,6 +143,11 @@ impl Trials {
     /// Waits until every node in `among` has been tried once.
     pub async fn all_tried(&self, among: impl Fn() -> Vec<Arc<Node>>) {
         self.progress.until(|| among().iter().all(|node| node.live.trial() != TrialState::Untried)).await;
+    }
+
+    /// The host to use from now on until a client has come, as configured.
+    pub fn set_default_host(&self, host: Option<&str>) {
+        *self.default_host.lock() = host.unwrap_or(DEFAULT_HOST).into();
     }
 
     /// Notes the host of a client at the edge for the next trial. One is taken after each trial, so that other requests
@@ -205,7 +213,7 @@ impl Trials {
     /// The host to use.
     fn host(&self, whose: Whose) -> String {
         let seen = self.host.lock().clone().filter(|_| whose == Whose::Client);
-        seen.map_or_else(|| self.default_host.clone(), |host| host.as_ref().to_owned())
+        seen.unwrap_or_else(|| Arc::clone(&self.default_host.lock())).as_ref().to_owned()
     }
 
     /// Records the result of a trial: shown, counted, and logged if it is new. Returns the state that now applies to

@@ -18,7 +18,20 @@ const LAYERS: [(&str, &[&str]); 6] = [
         "pure",
         &["fleet", "balance", "purge", "seal", "attribution", "http1", "esi", "proxy_protocol", "backoff", "mutants"],
     ),
-    ("base", &["atomic_file", "awaited", "config", "telemetry", "shutdown", "files", "clock"]),
+    (
+        "base",
+        &[
+            "atomic_file",
+            "awaited",
+            "config",
+            "telemetry",
+            "shutdown",
+            "service_manager",
+            "inherited",
+            "files",
+            "clock",
+        ],
+    ),
     (
         "edges to the world",
         &["registry", "journal", "etcd", "varnish", "upstream", "probe", "http_client", "otlp", "tls"],
@@ -45,8 +58,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 29] = [
+const NEIGHBOURS: [(&str, &str, &str); 31] = [
     ("files", "telemetry", "it counts what there is too little of"),
+    ("service_manager", "telemetry", "an error is logged with its causes"),
+    ("inherited", "telemetry", "an error is logged with its causes"),
     ("balance", "fleet", "it chooses among the members of a fleet"),
     ("attribution", "purge", "it counts what a purge names"),
     ("seal", "purge", "it notes what a purge names"),

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use prometheus::IntCounter;
-use tokio::task::JoinSet;
 
 use crate::config;
-use crate::telemetry::access::{AccessLog, AccessOptions, AccessWriter, LineFormat, Redaction, ReopenAccessLog};
+use crate::telemetry::access::{AccessLog, AccessOptions, AccessWriter, LineFormat, Redaction};
 use crate::telemetry::{IncidentKind, Incidents, Metrics};
 
 /// How often losses are looked for, and said while there are any.
@@ -28,7 +27,7 @@ pub(super) struct RunningAccessLog {
 impl RunningAccessLog {
     /// # Errors
     /// If the system refuses a thread, or standard output is wanted and closed.
-    pub(super) fn start(config: &config::Log, metrics: &Metrics, tasks: &mut JoinSet<()>) -> anyhow::Result<Self> {
+    pub(super) fn start(config: &config::Log, metrics: &Metrics) -> anyhow::Result<Self> {
         let format = match config.access {
             config::AccessFormat::Off => return Ok(RunningAccessLog::default()),
             config::AccessFormat::Json => LineFormat::Json,
@@ -41,13 +40,12 @@ impl RunningAccessLog {
             redaction: Redaction::new(config.redact_query.iter().map(String::as_str)),
         };
         let (log, writer) = AccessLog::start(options, metrics.access_log_dropped.clone()).context("log.access")?;
-        tasks.spawn(say_losses(metrics.access_log_dropped.clone(), Arc::clone(&metrics.incidents)));
         Ok(RunningAccessLog { log: Some(log), writer: Some(writer) })
     }
 
-    /// What opens the file again.
-    pub(super) fn reopener(&self) -> Option<ReopenAccessLog> {
-        self.log.as_ref().map(|log| log.reopener())
+    /// Has the file opened again, if there is an access log. Returns whether there is.
+    pub(super) fn reopen(&self) -> bool {
+        self.log.as_ref().inspect(|log| log.reopener().ask()).is_some()
     }
 
     /// Waits until all lines are written, once the workers have ended; not for long, as the disk may hang.
@@ -63,7 +61,7 @@ impl RunningAccessLog {
 
 /// Says how many lines were lost, as long as some are. Not said by a worker, which would wait for the log then, nor by the
 /// thread that writes, which may hang.
-async fn say_losses(dropped: IntCounter, incidents: Arc<Incidents>) {
+pub(super) async fn say_losses(dropped: IntCounter, incidents: Arc<Incidents>) {
     let mut said = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -156,7 +156,7 @@ impl Engine {
             overrides: Some(&self.overrides).filter(|_| is_told).cloned(),
             ack_timeout: patience,
             max_request: config.purge.max_request,
-            token: config.purge.token.clone(),
+            token: ArcSwapOption::from_pointee(config.purge.token.clone()),
             metrics: Arc::clone(&self.metrics),
             memory: (self.shared_journal.is_some() && has_disk).then(|| config.journal.path.join(file)),
         };

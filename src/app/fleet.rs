@@ -6,18 +6,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::engine::Engine;
-use crate::config::{Config, JournalKind, RegistryKind, StaticNode};
+use crate::config::{Config, HealthChecks, JournalKind, RegistryKind, StaticNode};
 use crate::etcd::follow::WatchStatus;
 use crate::fleet::{Event, NodeKey, NodeSource};
 use crate::fleet_keeper::{FleetKeeper, KeeperContext};
 use crate::registry::fixed::UnresolvedNodes;
 use crate::registry::{self, RegistryStatus};
+use crate::service_manager::Heartbeat;
 
-/// Starts node discovery and the fleet keeper. `nodes` are those of the configuration.
+/// Starts node discovery and the fleet keeper. `nodes` are those of the configuration, `checks` is how all are checked.
 pub(super) fn keep(
     config: &Config,
-    nodes: watch::Receiver<Vec<StaticNode>>,
+    (nodes, checks): (watch::Receiver<Vec<StaticNode>>, watch::Receiver<HealthChecks>),
     engine: &Engine,
+    heartbeat: Arc<Heartbeat>,
     tasks: &mut JoinSet<()>,
 ) -> FleetInputs {
     let (listed_sender, listed) = watch::channel(false);
@@ -34,6 +36,7 @@ pub(super) fn keep(
         slow_start: Arc::clone(&engine.slow_start),
         metrics: Arc::clone(&engine.metrics),
         events: events_sender.clone(),
+        heartbeat,
         doubted,
     };
     let registry = follow_registry(config, engine, (&events_sender, &doubts), tasks);
@@ -41,7 +44,7 @@ pub(super) fn keep(
     let slow_start = Arc::clone(&engine.slow_start);
     tasks.spawn(async move { slow_start.run().await });
     let keeper = FleetKeeper::new(around, sources.into_iter().flatten(), listed_sender);
-    tasks.spawn(keeper.run(events, suspects, engine.overrides.watch()));
+    tasks.spawn(keeper.run(events, suspects, engine.overrides.watch(), checks));
     let unresolved = Arc::<UnresolvedNodes>::default();
     tasks.spawn(registry::fixed::follow(nodes, doubts, events_sender, Arc::clone(&unresolved)));
     FleetInputs { listed, suspects: suspects_sender, registry, unresolved }

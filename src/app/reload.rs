@@ -1,25 +1,29 @@
 //! Reloads the configuration of a running process.
 //!
-//! File and environment are read again on SIGHUP and when the file has changed. If anything is wrong, all of it is
-//! refused: half of a configuration is one that nobody wrote. Otherwise `registry::fixed` switches to the new nodes;
-//! nodes with unchanged tables are not affected. `log.level` applies at once, because a restart would end the fault
-//! under investigation. A change of any other key is logged and needs a restart: a listener could be opened again, but
-//! connections accepted under the old rules cannot be checked again, and "most of it applies" is hard to keep in mind.
+//! File and environment are read again on SIGHUP and when the file has changed, and so are the files that it names: tokens and
+//! certificates. If anything is wrong, all of it is refused: half of a configuration is one that nobody wrote. Otherwise everything
+//! that can change without cutting a connection does ([`Config::adopting`] says what), for the next request of every connection;
+//! what cannot is named in one warning, and takes effect at the next start.
+//!
+//! Nodes with unchanged tables are not affected by a change of others, and one that is taken out finishes the requests that it has.
 //!
 //! A change is detected by content, for the reasons in `tls/watch.rs`. A file that is being written is incomplete, and
 //! the first half of a list of nodes is a valid list of nodes. So a change counts only if the content is still the same
 //! a moment later. On SIGHUP the file is assumed to be complete.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
+use super::running_parts::RunningParts;
 use crate::config::{Config, ConfigErrors, ConfigSource, ConfigText, StaticNode};
 use crate::fleet::NodeKey;
-use crate::telemetry::{IncidentKind, Metrics, ReloadResult, causes, log};
+use crate::proxy::TrafficRules;
+use crate::service_manager::ServiceManager;
+use crate::telemetry::{IncidentKind, Metrics, ReloadResult, causes};
 
 /// The interval at which the file is checked for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -27,15 +31,35 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long the content of a changed file must stay the same before the file counts as complete.
 const COMPLETE_AFTER: Duration = Duration::from_millis(250);
 
+/// How long a reload waits for the workers, which look ten times a second. One that is late takes the rules all the same.
+const WORKERS_FOLLOW: Duration = Duration::from_secs(5);
+
 /// Reads the configuration again.
 pub(super) struct Reloader {
     source: ConfigSource,
-    /// The configuration at the start, with the nodes and the log level of the last reload.
+    /// The configuration in effect.
     running: Config,
-    nodes: watch::Sender<Vec<StaticNode>>,
+    parts: Arc<dyn TakeSettings>,
     metrics: Arc<Metrics>,
+    manager: ServiceManager,
     /// The text of the file when it was last accepted or refused.
     seen: Option<ConfigText>,
+}
+
+/// Takes another configuration, all of it or nothing.
+pub(super) trait TakeSettings: Send + Sync {
+    /// Blocks while files are read. Returns the rules of before, for whoever waits until no worker goes by them any more.
+    ///
+    /// # Errors
+    /// What of `now` cannot be used. Then everything is as before.
+    fn take(&self, before: &Config, now: &Config) -> anyhow::Result<Weak<TrafficRules>>;
+}
+
+impl TakeSettings for RunningParts {
+    fn take(&self, before: &Config, now: &Config) -> anyhow::Result<Weak<TrafficRules>> {
+        let prepared = self.prepare(before, now)?;
+        Ok(self.apply(prepared, before, now))
+    }
 }
 
 /// The reason for a reload.
@@ -49,10 +73,11 @@ impl Reloader {
     pub(super) fn new(
         source: ConfigSource,
         running: Config,
-        nodes: watch::Sender<Vec<StaticNode>>,
+        parts: Arc<dyn TakeSettings>,
         metrics: Arc<Metrics>,
+        manager: ServiceManager,
     ) -> Self {
-        Reloader { source, running, nodes, metrics, seen: None }
+        Reloader { source, running, parts, metrics, manager, seen: None }
     }
 
     /// Reloads when `asked` is notified and when the file has changed. Never returns.
@@ -60,17 +85,32 @@ impl Reloader {
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let (cause, text) = tokio::select! {
-                () = asked.notified() => (Cause::Asked, self.read().await),
-                _ = looks.tick() => (Cause::FileChanged, self.changed().await),
+            let cause = tokio::select! {
+                () = asked.notified() => Cause::Asked,
+                _ = looks.tick() => Cause::FileChanged,
             };
-            let Some(text) = text else { continue };
-            self.seen = Some(text.clone());
-            let source = self.source.clone();
-            match tokio::task::spawn_blocking(move || source.parse(text)).await {
-                Ok(outcome) => self.take(cause, outcome),
-                Err(error) => tracing::error!(error = %causes(&error), "the configuration could not be looked at"),
+            match cause {
+                Cause::Asked => {
+                    self.manager.reloading();
+                    let text = self.read().await;
+                    self.reload(cause, text).await;
+                    self.manager.reloaded();
+                }
+                Cause::FileChanged => {
+                    let text = self.changed().await;
+                    self.reload(cause, text).await;
+                }
             }
+        }
+    }
+
+    async fn reload(&mut self, cause: Cause, text: Option<ConfigText>) {
+        let Some(text) = text else { return };
+        self.seen = Some(text.clone());
+        let source = self.source.clone();
+        match tokio::task::spawn_blocking(move || source.parse(text)).await {
+            Ok(outcome) => self.take(cause, outcome).await,
+            Err(error) => tracing::error!(error = %causes(&error), "the configuration could not be looked at"),
         }
     }
 
@@ -92,48 +132,73 @@ impl Reloader {
         (found == again).then_some(again)
     }
 
-    fn take(&mut self, cause: Cause, outcome: Result<Config, ConfigErrors>) {
+    async fn take(&mut self, cause: Cause, outcome: Result<Config, ConfigErrors>) {
         let config = match outcome {
             Ok(config) => config,
-            Err(errors) => {
-                for error in errors.iter() {
-                    tracing::error!("{error}");
-                }
-                tracing::error!("the new configuration is refused; the old one goes on");
-                self.metrics.count_reload(ReloadResult::Refused);
-                let first = errors.iter().next().map_or_else(String::new, |error| error.to_string());
-                self.metrics.incidents.note(IncidentKind::ReloadRefused, &first);
-                return;
+            Err(errors) => return self.refuse(errors.iter().map(ToString::to_string).collect()),
+        };
+        let now = match self.running.adopting(&config) {
+            Ok(now) => now,
+            Err(fault) => {
+                return self.refuse(vec![format!("what takes effect before the next start is wrong: {fault}")]);
             }
         };
+        // Files that it names may have changed, too: a certificate is looked at in any case.
+        let (parts, before, taken) = (Arc::clone(&self.parts), self.running.clone(), now.clone());
+        let rules = match tokio::task::spawn_blocking(move || parts.take(&before, &taken)).await {
+            Ok(Ok(rules)) => rules,
+            Ok(Err(error)) => return self.refuse(vec![format!("{error:#}")]),
+            Err(error) => return self.refuse(vec![causes(&error).to_string()]),
+        };
         self.metrics.incidents.end(IncidentKind::ReloadRefused);
-        match self.running.keys_that_differ(&config) {
+        match now.keys_that_differ(&config) {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => tracing::warn!("takes effect at the next start: {}", keys.join(", ")),
             Err(error) => tracing::warn!(error = %causes(&error), "what else is new takes effect at the next start"),
         }
-        let logs_otherwise = self.running.log.level != config.log.level;
-        if logs_otherwise {
-            log::set_filter(config.log.level.targets());
-            tracing::info!(level = %config.log.level, "the log level was changed");
-            self.running.log.level = config.log.level;
+        if !followed(rules).await {
+            tracing::warn!("a worker is busy, and takes the new configuration later");
         }
-        let changes = Changes::between(&self.running.nodes, &config.nodes);
-        if changes.are_none() {
-            if logs_otherwise {
-                self.metrics.count_reload(ReloadResult::Applied);
-            } else if cause == Cause::Asked {
-                tracing::info!("the nodes of the configuration are as they were");
+        let before = std::mem::replace(&mut self.running, now);
+        self.report(cause, &before);
+    }
+
+    fn report(&self, cause: Cause, before: &Config) {
+        if *before == self.running {
+            if cause == Cause::Asked {
+                tracing::info!("the configuration is as it was");
                 self.metrics.count_reload(ReloadResult::Unchanged);
             }
             return;
         }
-        let Changes { new, gone, changed } = &changes;
-        tracing::info!(new = new.join(" "), gone = gone.join(" "), changed = changed.join(" "), "nodes reloaded");
+        let Changes { new, gone, changed } = &Changes::between(&before.nodes, &self.running.nodes);
+        if before.nodes != self.running.nodes {
+            tracing::info!(new = new.join(" "), gone = gone.join(" "), changed = changed.join(" "), "nodes reloaded");
+        }
+        let keys = before.keys_that_differ(&self.running).unwrap_or_default();
+        tracing::info!("the configuration was reloaded: {}", keys.join(", "));
         self.metrics.count_reload(ReloadResult::Applied);
-        self.running.nodes.clone_from(&config.nodes);
-        self.nodes.send_replace(config.nodes);
     }
+
+    fn refuse(&self, errors: Vec<String>) {
+        for error in &errors {
+            tracing::error!("{error}");
+        }
+        tracing::error!("the new configuration is refused; the old one goes on");
+        self.metrics.count_reload(ReloadResult::Refused);
+        let first = errors.into_iter().next().unwrap_or_default();
+        self.metrics.incidents.note(IncidentKind::ReloadRefused, &first);
+    }
+}
+
+/// Waits until no worker goes by these rules any more. Returns whether that is so.
+async fn followed(rules: Weak<TrafficRules>) -> bool {
+    let gone = async {
+        while rules.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(WORKERS_FOLLOW, gone).await.is_ok()
 }
 
 /// What differs between two lists of nodes, by their names.
@@ -163,14 +228,12 @@ impl Changes {
             changed: names(&now, &|node| other(&before, node).is_some_and(|before| before != *node)),
         }
     }
-
-    fn are_none(&self) -> bool {
-        self.new.is_empty() && self.gone.is_empty() && self.changed.is_empty()
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
     use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
 
@@ -198,22 +261,38 @@ mod tests {
         assert_eq!(Changes::between(&before, &now), expected);
         let mut turned = before.clone();
         turned.reverse();
-        assert!(Changes::between(&before, &turned).are_none());
+        let none = Changes { new: vec![], gone: vec![], changed: vec![] };
+        assert_eq!(Changes::between(&before, &turned), none);
+    }
+
+    /// Parts that remember what they took, and refuse a health check at `/refused`.
+    #[derive(Default)]
+    struct Parts(Mutex<Vec<Config>>);
+
+    impl TakeSettings for Parts {
+        fn take(&self, _before: &Config, now: &Config) -> anyhow::Result<Weak<TrafficRules>> {
+            anyhow::ensure!(now.health.web.path != "/refused", "no such file");
+            self.0.lock().push(now.clone());
+            Ok(Weak::new())
+        }
     }
 
     /// A reloader of a file with this text, and the file.
-    fn reloader(text: &str) -> (Reloader, tempfile::NamedTempFile) {
+    fn reloader(text: &str) -> (Reloader, Arc<Parts>, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let source = ConfigSource::new(Some(file.path().to_owned()), std::iter::empty());
         let running = source.load().unwrap();
-        let (nodes, _) = watch::channel(running.nodes.clone());
-        (Reloader::new(source, running, nodes, Arc::new(Metrics::new().unwrap())), file)
+        let parts = Arc::<Parts>::default();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let reloader =
+            Reloader::new(source, running, Arc::clone(&parts) as _, metrics, ServiceManager::of_this_process());
+        (reloader, parts, file)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_that_is_being_written_is_left_alone_until_it_is_complete() {
-        let (mut reloader, file) = reloader("[[node]]\nrole = 'web'\nid = 'a'\naddress = 'a:80'\n");
+        let (mut reloader, _, file) = reloader("[[node]]\nrole = 'web'\nid = 'a'\naddress = 'a:80'\n");
         let write = |text| std::fs::write(file.path(), text).unwrap();
         reloader.seen = Some(reloader.source.read());
         assert_eq!(reloader.changed().await, None, "it is as it was");
@@ -228,18 +307,19 @@ mod tests {
         assert!(reloader.source.parse(found).unwrap().nodes.is_empty());
     }
 
+    fn counted(reloader: &Reloader) -> String {
+        let text = String::from_utf8(reloader.metrics.render().unwrap()).unwrap();
+        let count = |result| {
+            let series = format!("clearcoat_reloads_total{{result=\"{result}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
+        };
+        ["applied", "refused", "unchanged"].map(count).concat()
+    }
+
     #[tokio::test]
     async fn only_a_change_counts_unless_somebody_asked() {
         let node = "[[node]]\nrole = 'web'\nid = 'a'\naddress = 'a:80'\n";
-        let (mut reloader, file) = reloader(node);
-        let counted = |reloader: &Reloader| {
-            let text = String::from_utf8(reloader.metrics.render().unwrap()).unwrap();
-            let count = |result| {
-                let series = format!("clearcoat_reloads_total{{result=\"{result}\"}} ");
-                text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
-            };
-            ["applied", "refused", "unchanged"].map(count).concat()
-        };
+        let (mut reloader, parts, file) = reloader(node);
         for (cause, text, expected) in [
             (Cause::FileChanged, node.to_owned(), "000"),
             (Cause::Asked, node.to_owned(), "001"),
@@ -253,9 +333,29 @@ mod tests {
         ] {
             std::fs::write(file.path(), &text).unwrap();
             let outcome = reloader.source.load();
-            reloader.take(cause, outcome);
+            reloader.take(cause, outcome).await;
             assert_eq!(counted(&reloader), expected, "{text}");
         }
-        assert_eq!(reloader.nodes.borrow()[0].address, "b:80");
+        assert_eq!(parts.0.lock().last().unwrap().nodes[0].address, "b:80");
+    }
+
+    #[tokio::test]
+    async fn what_the_parts_refuse_is_refused_as_a_whole_and_tried_again() {
+        let (mut reloader, parts, file) = reloader("");
+        let before = reloader.running.clone();
+        std::fs::write(file.path(), "health.web.path = '/refused'\nlog.level = 'debug'").unwrap();
+        for expected in ["010", "020"] {
+            let outcome = reloader.source.load();
+            reloader.take(Cause::Asked, outcome).await;
+            assert_eq!((counted(&reloader), &reloader.running), (expected.to_owned(), &before));
+        }
+        assert!(parts.0.lock().is_empty() && reloader.metrics.incidents.has(IncidentKind::ReloadRefused));
+        std::fs::write(file.path(), "health.web.path = '/taken'\njournal.path = '/other'").unwrap();
+        let outcome = reloader.source.load();
+        reloader.take(Cause::Asked, outcome).await;
+        // What needs a restart is not shown to any part.
+        let taken = parts.0.lock().last().cloned().unwrap();
+        assert_eq!((&*taken.health.web.path, &taken.journal), ("/taken", &before.journal));
+        assert!(!reloader.metrics.incidents.has(IncidentKind::ReloadRefused));
     }
 }

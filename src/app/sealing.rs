@@ -16,7 +16,7 @@ use crate::seal::{Name, PurgedNames, StalePage};
 use crate::telemetry::Metrics;
 
 /// What the origin listener needs to seal answers, and the edge listener to check the seals.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Sealing {
     /// For the origin.
     pub(super) origin: Option<(Arc<PurgedNames>, NoteTags)>,

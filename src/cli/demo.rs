@@ -21,6 +21,7 @@ use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
 use crate::fleet::{NodeId, PurgeDialect, PurgeHeaders, Role, SendProxy};
 use crate::http_server;
+use crate::inherited::InheritedSockets;
 use crate::shutdown::{self, Shutdown, Stage};
 use crate::telemetry::log;
 use crate::varnish::vcl;
@@ -73,13 +74,16 @@ async fn run() -> anyhow::Result<()> {
         .nodes
         .extend(varnish.iter().enumerate().map(|(index, varnish)| node(Role::Varnish, index, varnish.address())));
 
-    let app = App::start(&config).await?;
+    let app = App::start(&config, InheritedSockets::default()).await?;
     app.opened().await;
     println!("{}", what_to_try(app.addresses(), &std::env::args().next().unwrap_or_else(|| "clearcoat".into())));
 
     signals.ended(no_reload, || {}).await;
     println!("\nending the fleet …");
-    app.stop(async { _ = signals.ended(no_reload, || {}).await }).await;
+    let next_signal = async || {
+        signals.ended(no_reload, || {}).await;
+    };
+    app.stop(next_signal).await;
     for varnish in varnish {
         varnish.stop().await;
     }

@@ -8,6 +8,8 @@ use super::ConfigFile;
 use crate::app::App;
 use crate::config::{Config, ConfigSource, Log, LogFormat};
 use crate::fleet::Role;
+use crate::inherited::InheritedSockets;
+use crate::service_manager::ServiceManager;
 use crate::telemetry;
 
 /// Threads of the control plane. Purges to a fleet of hundreds keep at most one busy; the second is for tasks that must
@@ -27,6 +29,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(&self) -> anyhow::Result<()> {
+        // Before any other file is opened, and any thread started.
+        let inherited = InheritedSockets::of_this_process()?;
         let source = self.config.source();
         let config = source.load()?;
         start_logging(&config.log);
@@ -34,7 +38,7 @@ impl Serve {
         let_mutant_live()?;
         say_what_was_read(&source, &config);
         let runtime = control_runtime()?;
-        let served = runtime.block_on(serve(source, config));
+        let served = runtime.block_on(serve(source, config, inherited));
         // Writes to a volume that hangs are abandoned.
         runtime.shutdown_timeout(LEFT_BEHIND);
         served
@@ -50,28 +54,36 @@ fn say_what_was_read(source: &ConfigSource, config: &Config) {
     tracing::info!(file, varnish, web, ?registry, ?journal, "configuration read");
 }
 
-async fn serve(source: ConfigSource, config: Config) -> anyhow::Result<()> {
+async fn serve(source: ConfigSource, config: Config, inherited: InheritedSockets) -> anyhow::Result<()> {
     // Before anything listens: from here on a signal leads to an orderly shutdown.
     let mut signals = ServeSignals::new()?;
+    let manager = ServiceManager::of_this_process();
+    manager.status("starting: opens its journal");
     let mut app = tokio::select! {
-        started = App::start(&config) => started?,
+        started = App::start(&config, inherited) => started?,
         // The start may wait for a disk or for etcd, so a signal must be able to interrupt it.
         signal = signals.ended(|| tracing::info!("SIGHUP: nothing is reloaded at the start"), || {}) => {
             tracing::info!(signal, "ending before anything was served");
             return Ok(());
         }
     };
-    let reload = app.reload_from(source, config);
+    app.report_to(&manager);
+    let reload = app.reload_from(source, config, &manager);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "clearcoat runs");
     let access_log = app.access_log_reopener();
-    let reopen = || match &access_log {
-        Some(access_log) => access_log.ask(),
-        None => tracing::info!("SIGUSR1: there is no access log to open again"),
+    let reopen = || {
+        if !access_log() {
+            tracing::info!("SIGUSR1: there is no access log to open again");
+        }
     };
     let signal = signals.ended(|| reload.notify_one(), &reopen).await;
     tracing::info!(signal, "ending: requests under way are finished; a second signal cuts them");
+    manager.ending("ending: requests under way are finished");
     let too_late = || tracing::info!("SIGHUP: nothing is reloaded at the end");
-    app.stop(async { _ = signals.ended(too_late, &reopen).await }).await;
+    let next_signal = async || {
+        signals.ended(too_late, &reopen).await;
+    };
+    app.stop(next_signal).await;
     tracing::info!("clearcoat ended");
     Ok(())
 }

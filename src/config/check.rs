@@ -29,6 +29,8 @@ const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
 const LONGEST_RETAIN: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_LEAVE: Duration = Duration::from_secs(600);
+const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 const LONGEST_SPIN: Duration = Duration::from_millis(10);
 
 /// Header fields that say how a message is framed and where it goes, or that the edge writes anew for each request: a
@@ -112,6 +114,12 @@ impl Config {
         let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
         rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");
+        rules.require(
+            self.shutdown.leave <= LONGEST_LEAVE,
+            "shutdown.leave",
+            "must be at most 10min; 0s drains at once",
+        );
+        rules.require(self.shutdown.drain <= LONGEST_DRAIN, "shutdown.drain", "must be at most 1h; 0s cuts at once");
         check_hosts(&self.admin.hosts, &mut rules);
         check_log(&self.log, &mut rules);
         let reason = "must be 0 to 1, the share of requests and purges";

@@ -1,27 +1,76 @@
-//! What differs between two configurations, by the names of their keys.
+//! What differs between two configurations, by the names of their keys; and what of a new one a running process can take.
 //!
-//! Found by comparing what both would be written as, so that no key can be forgotten here.
+//! Differences are found by comparing what both would be written as, so that no key can be forgotten here. What can be taken is
+//! a configuration again ([`Config::adopting`]): the new one, but for what belongs to the start of a process. It is all that the parts
+//! get to see, so what is not taken cannot take effect by halves, and what needs a restart is simply where it still differs from
+//! the new one.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use toml::{Table, Value};
 
-use super::Config;
-
-/// The table and the key that are applied while the process runs, and so are not a difference.
-const NODES: &str = "node";
-const LOG_LEVEL: &str = "log.level";
+use super::{Admin, Config, Edge, Log, Origin, PurgeListener};
 
 impl Config {
-    /// The keys whose values differ, but for the nodes and `log.level`, in the order of the alphabet. A list counts as one value.
+    /// This configuration of a running process, with all of `new` that can change without a restart and without cutting a connection.
+    ///
+    /// What cannot: sockets (every `listen`, `edge.http2`), threads, the journal, the registry and the replicas, and what a promise
+    /// between them rests on (`edge.seal`, `purge.wait_for`, `purge.ack_timeout`, `purge.settle`).
+    ///
+    /// # Errors
+    /// What is wrong with the mixture: a value that only goes with one that needs a restart. Names the key and what is allowed.
+    pub fn adopting(&self, new: &Config) -> Result<Config, String> {
+        let Config { edge, origin, limits, purge, admin, nodes, health, shutdown, log, .. } = new.clone();
+        let mut health = health;
+        health.varnish.trial = self.health.varnish.trial;
+        let adopted = Config {
+            edge: Edge {
+                listen: self.edge.listen.clone(),
+                http2: self.edge.http2,
+                seal: self.edge.seal,
+                tls: if edge.tls_addresses() == self.edge.tls_addresses() { edge.tls } else { self.edge.tls.clone() },
+                ..edge
+            },
+            origin: Origin { listen: self.origin.listen.clone(), ..origin },
+            limits,
+            purge: PurgeListener {
+                allow: purge.allow,
+                methods: purge.methods,
+                token_file: purge.token_file,
+                token: purge.token,
+                max_bans_per_second: purge.max_bans_per_second,
+                gather: purge.gather,
+                ..self.purge.clone()
+            },
+            admin: self.adopted_admin(admin),
+            nodes,
+            health,
+            shutdown,
+            log: Log { format: self.log.format, ..log },
+            ..self.clone()
+        };
+        match adopted.check().into_iter().next() {
+            Some(violation) => Err(format!("{}: {}", violation.key, violation.reason)),
+            None => Ok(adopted),
+        }
+    }
+
+    /// Whether there is a token at all decides what replicas without etcd tell each other, from their start.
+    fn adopted_admin(&self, new: Admin) -> Admin {
+        let is_fixed = !self.replica.peers.is_empty() && self.admin.token.is_some() != new.token.is_some();
+        let token_of = if is_fixed { self.admin.clone() } else { new.clone() };
+        Admin { listen: self.admin.listen.clone(), hosts: new.hosts, ..token_of }
+    }
+
+    /// The keys whose values differ, in the order of the alphabet. A list counts as one value.
     ///
     /// # Errors
     /// What cannot be written as TOML, such as a path that is not UTF-8.
     pub fn keys_that_differ(&self, other: &Config) -> Result<Vec<String>, toml::ser::Error> {
-        let (mut mine, mut others) = (Table::try_from(self)?, Table::try_from(other)?);
-        mine.remove(NODES);
-        others.remove(NODES);
+        let (mine, others) = (Table::try_from(self)?, Table::try_from(other)?);
         let mut keys = Vec::new();
         compare("", &mine, &others, &mut keys);
-        keys.retain(|key| key != LOG_LEVEL);
         // A secret is not written, and its file is the same.
         for (file, mine, others) in [
             ("purge.token_file", &self.purge.token, &other.purge.token),
@@ -35,8 +84,18 @@ impl Config {
         if self.purge.headers != other.purge.headers && !keys.iter().any(|key| key.starts_with(headers)) {
             keys.push(headers.to_owned());
         }
+        if self.nodes != other.nodes && !keys.iter().any(|key| key == "node") {
+            keys.push("node".to_owned());
+        }
         keys.sort();
         Ok(keys)
+    }
+}
+
+impl Edge {
+    /// The addresses with TLS.
+    fn tls_addresses(&self) -> BTreeSet<SocketAddr> {
+        self.tls.iter().flat_map(|table| table.listen.iter().copied()).collect()
     }
 }
 
@@ -84,10 +143,87 @@ mod tests {
         assert_eq!(differ(&before, &after), ["edge.policy", "purge.allow", "registry.etcd.prefix", "replica.id"]);
     }
 
+    /// The keys that take effect at once, and those that need a restart.
+    fn adopted(before: &Config, new: &Config) -> (Vec<String>, Vec<String>) {
+        let adopted = before.adopting(new).unwrap();
+        assert_eq!(before.adopting(before).unwrap(), *before);
+        assert_eq!(adopted.adopting(new).unwrap(), adopted, "what was taken is not taken again");
+        (before.keys_that_differ(&adopted).unwrap(), adopted.keys_that_differ(new).unwrap())
+    }
+
     #[test]
-    fn nodes_are_no_difference() {
+    fn every_key_is_taken_at_once_or_needs_a_restart_and_is_named() {
+        let before = config(&[]);
         let nodes = "[{ role = \"web\", id = \"a\", address = \"10.0.0.1:80\" }]";
-        assert!(differ(&config(&[]), &config(&[("CLEARCOAT_NODE", nodes)])).is_empty());
+        let at_once = [
+            ("node", "CLEARCOAT_NODE", nodes),
+            ("edge.policy", "CLEARCOAT_EDGE__POLICY", "random"),
+            ("edge.trusted_proxies", "CLEARCOAT_EDGE__TRUSTED_PROXIES", "10.0.0.0/8"),
+            ("edge.when_all_behind", "CLEARCOAT_EDGE__WHEN_ALL_BEHIND", "refuse"),
+            ("origin.guard", "CLEARCOAT_ORIGIN__GUARD", "false"),
+            ("limits.max_body", "CLEARCOAT_LIMITS__MAX_BODY", "5"),
+            ("limits.max_connections", "CLEARCOAT_LIMITS__MAX_CONNECTIONS", "5"),
+            ("purge.allow", "CLEARCOAT_PURGE__ALLOW", "10.0.0.0/8"),
+            ("purge.max_bans_per_second", "CLEARCOAT_PURGE__MAX_BANS_PER_SECOND", "1"),
+            ("purge.gather", "CLEARCOAT_PURGE__GATHER", "2s"),
+            ("health.web.path", "CLEARCOAT_HEALTH__WEB__PATH", "/other"),
+            ("health.varnish.fall", "CLEARCOAT_HEALTH__VARNISH__FALL", "9"),
+            ("shutdown.drain", "CLEARCOAT_SHUTDOWN__DRAIN", "1m"),
+            ("log.level", "CLEARCOAT_LOG__LEVEL", "debug"),
+            ("log.access", "CLEARCOAT_LOG__ACCESS", "json"),
+            ("admin.hosts", "CLEARCOAT_ADMIN__HOSTS", "a.test"),
+        ];
+        for (key, variable, value) in at_once {
+            assert_eq!(adopted(&before, &config(&[(variable, value)])), (vec![key.to_owned()], vec![]), "{key}");
+        }
+        let at_a_restart = [
+            ("edge.listen", "CLEARCOAT_EDGE__LISTEN", "127.0.0.1:1"),
+            ("edge.http2", "CLEARCOAT_EDGE__HTTP2", "false"),
+            ("edge.seal", "CLEARCOAT_EDGE__SEAL", "false"),
+            ("origin.listen", "CLEARCOAT_ORIGIN__LISTEN", "127.0.0.1:1"),
+            ("purge.listen", "CLEARCOAT_PURGE__LISTEN", "127.0.0.1:1"),
+            ("purge.ack_timeout", "CLEARCOAT_PURGE__ACK_TIMEOUT", "2s"),
+            ("purge.max_request", "CLEARCOAT_PURGE__MAX_REQUEST", "2000"),
+            ("purge.settle", "CLEARCOAT_PURGE__SETTLE", "2s"),
+            ("purge.wait_for", "CLEARCOAT_PURGE__WAIT_FOR", "varnish"),
+            ("admin.listen", "CLEARCOAT_ADMIN__LISTEN", "127.0.0.1:1"),
+            ("registry.retain", "CLEARCOAT_REGISTRY__RETAIN", "1s"),
+            ("replica.id", "CLEARCOAT_REPLICA__ID", "a"),
+            ("journal.path", "CLEARCOAT_JOURNAL__PATH", "/other"),
+            ("health.varnish.trial", "CLEARCOAT_HEALTH__VARNISH__TRIAL", "false"),
+            ("runtime.workers", "CLEARCOAT_RUNTIME__WORKERS", "3"),
+            ("log.format", "CLEARCOAT_LOG__FORMAT", "json"),
+            ("traces.sample", "CLEARCOAT_TRACES__SAMPLE", "0"),
+        ];
+        for (key, variable, value) in at_a_restart {
+            assert_eq!(adopted(&before, &config(&[(variable, value)])), (vec![], vec![key.to_owned()]), "{key}");
+        }
+    }
+
+    #[test]
+    fn other_certificates_are_taken_at_the_same_addresses_only() {
+        let with = |listen: &str, cert: &str| {
+            config(&[(
+                "CLEARCOAT_EDGE__TLS",
+                &format!("[{{ listen = [\"{listen}\"], cert = \"{cert}\", key = \"k\" }}]"),
+            )])
+        };
+        let before = with("127.0.0.1:8443", "a");
+        let tls = || vec!["edge.tls".to_owned()];
+        assert_eq!(adopted(&before, &with("127.0.0.1:8443", "b")), (tls(), vec![]));
+        assert_eq!(adopted(&before, &with("127.0.0.1:8444", "b")), (vec![], tls()));
+        assert_eq!(adopted(&before, &config(&[])), (vec![], tls()));
+    }
+
+    #[test]
+    fn a_value_that_only_goes_with_one_that_needs_a_restart_is_refused() {
+        let before = config(&[("CLEARCOAT_HEALTH__VARNISH__TRIAL", "true")]);
+        assert!(before.adopting(&config(&[("CLEARCOAT_PURGE__GATHER", "60s")])).is_ok());
+        // Taken alone the new port of the edge is free; the old one of the admin listener is not given up.
+        let mut mixed = before.clone();
+        mixed.edge.bypass_max_requests_per_node = 0;
+        let error = before.adopting(&mixed).unwrap_err();
+        assert!(error.starts_with("edge.bypass_max_requests_per_node: must be at least 1"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `[admin]`, `[runtime]` and `[log]`: the process itself.
+//! `[admin]`, `[runtime]`, `[shutdown]` and `[log]`: the process itself.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -52,6 +52,27 @@ pub struct Runtime {
     /// 0us (the default) sleeps at once.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub spin: Duration,
+}
+
+/// `[shutdown]`: how long the process takes to end after SIGTERM or SIGINT. Together both must be shorter than the time after which
+/// its supervisor kills it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownTimes {
+    /// How long connections are still accepted after `/readyz` began to fail, so that a load balancer in front stops using this
+    /// process first: longer than it takes to notice. At most 10min; 0s drains at once. Default 1s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub leave: Duration,
+    /// How long requests under way may take to finish after that; what is left is cut. At most 1h; 0s cuts at once. Default 8s:
+    /// with `leave` less than the 10 s after which `docker stop` kills.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub drain: Duration,
+}
+
+impl Default for ShutdownTimes {
+    fn default() -> Self {
+        ShutdownTimes { leave: Duration::from_secs(1), drain: Duration::from_secs(8) }
+    }
 }
 
 /// Query parameters that carry secrets: of Magento (`SID`, `token` of a password reset), of OAuth, and of links that are

@@ -33,7 +33,7 @@ const MAX_UNSEALED: usize = 4_096;
 pub struct SealedPurges {
     pub(super) purged: Arc<PurgedNames>,
     /// How long sealed purges are collected before they are sent.
-    pub(super) gather: Duration,
+    gather: Mutex<Duration>,
     unsealed: Mutex<Unsealed>,
     /// The position of the last unsealed purge.
     last_unsealed: watch::Sender<Position>,
@@ -68,7 +68,7 @@ impl SealedPurges {
         }
         SealedPurges {
             purged,
-            gather,
+            gather: Mutex::new(gather),
             unsealed: Mutex::new(Unsealed { up_to: head, since: BTreeSet::new() }),
             last_unsealed: watch::Sender::new(head),
             has_others,
@@ -77,6 +77,15 @@ impl SealedPurges {
             caches: Mutex::new(SealedCaches::new(has_others)),
             seen: watch::Sender::default(),
         }
+    }
+
+    pub(super) fn gather(&self) -> Duration {
+        *self.gather.lock()
+    }
+
+    /// Purges that come from now on gather this long.
+    pub fn set_gather(&self, gather: Duration) {
+        *self.gather.lock() = gather;
     }
 
     fn knows_blocks(&self) -> bool {

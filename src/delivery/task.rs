@@ -1,5 +1,6 @@
 //! The loop of one delivery task.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ pub(super) struct Task {
     dispatch: Dispatch,
     /// `None`: no limit.
     budget: Option<Budget>,
+    /// The ration that the budget was made for.
+    ration: Option<NonZeroU32>,
     failures: u32,
     /// The bans that the node took since its cursor moved.
     bans: u64,
@@ -186,7 +189,8 @@ impl Task {
         if cursor < journal.head() {
             state.late.mark_late();
         }
-        let budget = pace.max_bans_per_second.map(|limit| Budget::new(limit, pace.longest_wait, Instant::now()));
+        let ration = deliveries.ration();
+        let budget = ration.map(|limit| Budget::new(limit, pace.longest_wait, Instant::now()));
         let mut settling = RedeliveryQueue::new(pace.redelivery_delay.unwrap_or_default() / SETTLE_GRAINS);
         if let Some(settle) = pace.redelivery_delay {
             // These were acknowledged to an earlier process, which may have ended before it repeated them.
@@ -205,6 +209,7 @@ impl Task {
             },
             dispatch: Dispatch::new(node.spec.address, settings.clone(), Arc::clone(&node.live), *started),
             budget,
+            ration,
             failures: 0,
             bans: 0,
             work: None,
@@ -288,9 +293,20 @@ impl Task {
         }
     }
 
+    /// A new ration of bans begins with a full bucket.
+    fn follow_ration(&mut self, now: Instant) {
+        let ration = self.deliveries.ration();
+        if ration != self.ration {
+            let longest_wait = self.deliveries.context.pace.longest_wait;
+            self.ration = ration;
+            self.budget = ration.map(|limit| Budget::new(limit, longest_wait, now));
+        }
+    }
+
     /// Waits until work is due: its kind, and the range after the first position, up to the second.
     async fn due(&mut self, head: &mut watch::Receiver<Position>) -> Option<(Kind, Option<Position>, Position)> {
         let now = Instant::now();
+        self.follow_ration(now);
         let ready = self.budget.as_mut().map_or(now, |budget| budget.ready_at(now));
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
         let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.seals.is_sealing());
@@ -298,7 +314,7 @@ impl Task {
         let moved = async {
             let moved = head.wait_for(|&head| head > sent).await.is_ok();
             if let Some(sealed) = sealed {
-                let until = *gathered_at.get_or_insert_with(|| Instant::now() + sealed.gather);
+                let until = *gathered_at.get_or_insert_with(|| Instant::now() + sealed.gather());
                 tokio::select! {
                     () = sealed.unsealed_after(sent) => {}
                     _ = hurry.wait_for(|wanted| *wanted > sent) => {}

@@ -281,6 +281,22 @@ async fn purges_above_the_budget_gather_and_none_is_lost() {
 }
 
 #[tokio::test]
+async fn another_ration_holds_for_the_next_purge() {
+    let longest_wait = Duration::from_secs(600);
+    let rig = Rig::new(Pace { max_bans_per_second: NonZeroU32::new(1), longest_wait, ..CALM }).await;
+    rig.ran(&[400, 200]);
+    rig.purge("spends_the_bucket").await;
+    let wanted = crate::config::PurgeListener { max_bans_per_second: 0, ..Default::default() };
+    rig.deliveries.configure(&wanted);
+    rig.purge("may_have_waited").await;
+    let began = Instant::now();
+    for number in 0..60 {
+        rig.purge(&format!("tag_{number}_end")).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "one a second would take a minute");
+}
+
+#[tokio::test]
 async fn a_purge_that_is_waited_for_alone_does_not_wait_for_the_ration() {
     let longest_wait = Duration::from_secs(600);
     let rig = Rig::new(Pace { max_bans_per_second: NonZeroU32::new(1), longest_wait, ..CALM }).await;

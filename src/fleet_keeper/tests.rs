@@ -41,8 +41,19 @@ fn rig(panic_threshold: f64) -> Rig {
     let (events, retain) = (nobody_listens, Duration::from_secs(600));
     let (headers, (doubted, _)) = (PurgeHeaders::default(), watch::channel(()));
     let trials = None;
-    let context =
-        KeeperContext { fleet, headers, checks, retain, deliveries, trials, slow_start, metrics, events, doubted };
+    let context = KeeperContext {
+        fleet,
+        headers,
+        checks,
+        retain,
+        deliveries,
+        trials,
+        slow_start,
+        metrics,
+        events,
+        heartbeat: Arc::default(),
+        doubted,
+    };
     let mut rig = Rig { keeper: FleetKeeper::new(context, [NodeSource::Static], listed) };
     rig.operators(&[]);
     rig

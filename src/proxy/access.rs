@@ -17,7 +17,7 @@ use crate::telemetry::{CacheResult, FailureReason};
 /// Gives the request its id, if there is an access log: a trusted proxy's, which is how it is found in the logs of both,
 /// or a new one. A client's own would let strangers choose what is looked for.
 pub(super) fn name(client: &Client, request: &mut Request) {
-    if client.worker.access.is_none() || !request.trace.id.is_empty() {
+    if !client.worker.has_access_log() || !request.trace.id.is_empty() {
         return;
     }
     let Request { head, trace, id, .. } = request;
@@ -39,7 +39,7 @@ pub(super) fn write_refused(
     peer: &PeerAddress,
     (status, failure): (u16, &Failure),
 ) {
-    let Some(access) = &worker.access else { return };
+    let Some(access) = worker.access() else { return };
     let mut trace = Trace::default();
     trace.fail(failure);
     access.write(&AccessLine {
@@ -80,7 +80,7 @@ pub(super) fn cache_of(request: &Request, node: Option<&Node>) -> Option<CacheRe
 
 /// Writes the line of a request that has ended. `node` answered it, or failed last.
 pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&Node>, total: Duration) {
-    let Some(access) = &client.worker.access else { return };
+    let Some(access) = client.worker.access() else { return };
     name(client, request);
     let Request { head, trace, status, began, .. } = &*request;
     let status = status.unwrap_or(499);

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -12,7 +13,8 @@ use prometheus::IntGauge;
 /// The connections of the process's public listeners.
 #[derive(Debug)]
 pub struct Admission {
-    most_from_one: Option<NonZeroUsize>,
+    /// 0 is no limit.
+    most_from_one: AtomicUsize,
     connections: IntGauge,
     by_address: DashMap<IpAddr, usize>,
 }
@@ -20,7 +22,15 @@ pub struct Admission {
 impl Admission {
     /// Room for at most `most_from_one` from one address. All are counted in `connections`.
     pub fn new(most_from_one: Option<NonZeroUsize>, connections: IntGauge) -> Self {
-        Admission { most_from_one, connections, by_address: DashMap::default() }
+        let admission = Admission { most_from_one: AtomicUsize::new(0), connections, by_address: DashMap::default() };
+        admission.limit_each(most_from_one);
+        admission
+    }
+
+    /// Room for at most this many from one address from now on. Nobody is turned out, and those who came while there was no limit
+    /// are not counted.
+    pub fn limit_each(&self, most_from_one: Option<NonZeroUsize>) {
+        self.most_from_one.store(most_from_one.map_or(0, NonZeroUsize::get), Ordering::Relaxed);
     }
 
     /// Counts a connection until the permit is dropped.
@@ -40,9 +50,12 @@ pub(super) struct AddressPermit {
 impl AddressPermit {
     /// Also counts the connection for this address. False if the address is at its limit.
     pub(super) fn count_for(&mut self, address: IpAddr) -> bool {
-        let Some(most) = self.admission.most_from_one else { return true };
+        let most = self.admission.most_from_one.load(Ordering::Relaxed);
+        if most == 0 {
+            return true;
+        }
         let mut count = self.admission.by_address.entry(address).or_default();
-        if *count >= most.get() {
+        if *count >= most {
             return false;
         }
         *count += 1;

@@ -135,9 +135,9 @@ pub(super) async fn attempt(
     let mut exchange =
         Exchange { client, request, node, terms, upstream, upload, asked_for_life: false, surplus: Vec::new() };
     let ended = exchange.run().await;
-    let Exchange { request, upload, surplus, asked_for_life, client, .. } = &mut exchange;
+    let Exchange { request, upload, surplus, asked_for_life, .. } = &mut exchange;
     // A tunnel has counted its own.
-    let body = client.worker.shared.limits.longest_body() - upload.allowance_left();
+    let body = request.longest_body - upload.allowance_left();
     request.trace.body_read = request.trace.body_read.max(body);
     let after = match ended {
         Ok(after) => after,
@@ -235,7 +235,7 @@ fn begin_upload(client: &Client, request: &mut Request, node: &Node, new_owner: 
     let framing = request.head.framing;
     let outgoing = if framing == Framing::Chunked { Outgoing::Chunked } else { Outgoing::AsItIs };
     let body = Transfer::new(client.body_framing(framing), outgoing, first);
-    Upload::new(body.at_most(client.worker.shared.limits.longest_body()))
+    Upload::new(body.at_most(request.longest_body))
 }
 
 /// What a node is told about the client and its request.
@@ -342,7 +342,7 @@ impl Exchange<'_> {
 /// Notes that the head of the answer is complete, and names the request in it.
 fn note_answer(worker: &Worker, frontend: &Frontend, trace: &mut Trace, response: &mut ResponseHead) {
     trace.phase = RequestPhase::Data;
-    if worker.access.is_some() {
+    if worker.has_access_log() {
         trace.answered = Some(Instant::now());
         // A cache would keep the id with the page, and the edge has one for each reader.
         if frontend.role == Role::Varnish {

@@ -99,6 +99,15 @@ impl Client {
         }
     }
 
+    /// Goes by the rules of now. Called between two requests.
+    pub(super) fn follow_rules(&mut self) {
+        let now = self.worker.frontend(self.frontend.role);
+        if !Rc::ptr_eq(&now, &self.frontend) {
+            self.frontend = now;
+            self.judged_by = None;
+        }
+    }
+
     /// Decides again whether the client is trusted, if the fleet has changed.
     pub(super) fn judge(&mut self, fleet: &Snapshot) {
         if self.judged_by != Some(fleet.version) {

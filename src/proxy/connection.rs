@@ -129,6 +129,7 @@ async fn requests(client: &mut Client) {
         // A pipelined request was sent before the last answer, so it does not prove that the client received that.
         let is_ahead = kept.is_some();
         let Some(mut request) = next_bytes(client, kept.take()).await else { break };
+        client.follow_rules();
         if !is_ahead {
             client.record_read();
         }
@@ -185,7 +186,7 @@ fn first_request(worker: &Worker, bytes: &[u8]) -> Option<Box<Request>> {
 
 /// Reads until the head is complete. `None` if the client left without a request.
 async fn read_head(client: &mut Client, request: &mut Request) -> Result<Option<usize>, Failure> {
-    let limits = client.worker.shared.limits.of_requests();
+    let limits = client.worker.limits().of_requests();
     let mut entered = false;
     loop {
         let Request { input, input_scan, head, .. } = &mut *request;

@@ -54,6 +54,16 @@ pub(super) enum Phase {
     Leaving,
 }
 
+impl Phase {
+    /// Whether a request is under way: its client waits for us, or we for the client.
+    fn is_request(self) -> bool {
+        match self {
+            Phase::Header | Phase::Connect | Phase::FirstByte | Phase::Body | Phase::Fragment | Phase::Tunnel => true,
+            Phase::Idle | Phase::Linger | Phase::Streams | Phase::Leaving => false,
+        }
+    }
+}
+
 /// How long we wait for a client before its pace is judged, and the step at which it is judged again.
 const PACE_GRACE: Duration = Duration::from_secs(20);
 
@@ -121,19 +131,24 @@ impl BodyPace {
 pub(super) struct Deadlines {
     slots: RefCell<Slab<DeadlineSlot>>,
     now: Cell<Duration>,
-    header_timeout: Duration,
+    header_timeout: Cell<Duration>,
 }
 
 impl Deadlines {
     /// An empty set. `header_timeout` limits a head from its first byte to its last.
     pub(super) fn new(header_timeout: Duration) -> Self {
-        Deadlines { slots: RefCell::default(), now: Cell::default(), header_timeout }
+        Deadlines { slots: RefCell::default(), now: Cell::default(), header_timeout: Cell::new(header_timeout) }
+    }
+
+    /// Heads have this long from now on.
+    pub(super) fn set_header_timeout(&self, header_timeout: Duration) {
+        self.header_timeout.set(header_timeout);
     }
 
     fn limit(&self, phase: Phase) -> Duration {
         Duration::from_secs(match phase {
             Phase::Idle => 75,
-            Phase::Header => return self.header_timeout,
+            Phase::Header => return self.header_timeout.get(),
             Phase::Connect => 3,
             Phase::FirstByte => 600,
             Phase::Fragment => 30,
@@ -147,6 +162,12 @@ impl Deadlines {
     /// The number of connections that drain at this stage or before it.
     pub(super) fn connections(&self, stage: Stage) -> usize {
         self.slots.borrow().iter().filter(|(_, slot)| slot.drains_at <= stage).count()
+    }
+
+    /// The number of requests under way on connections that drain at exactly this stage.
+    pub(super) fn requests(&self, drains_at: Stage) -> usize {
+        let slots = self.slots.borrow();
+        slots.iter().filter(|(_, slot)| slot.drains_at == drains_at && slot.phase.is_request()).count()
     }
 
     /// A deadline for a new, idle connection that is closed when idle from this stage on. `pace` is the required rate
@@ -339,6 +360,17 @@ mod tests {
         assert_eq!(interrupted(&later), None);
         deadlines.sweep(AT_REST, Stage::Emptying, false, |_| None);
         assert_eq!((interrupted(&later), interrupted(&working)), (Some(Interrupt::Draining), None));
+    }
+
+    #[test]
+    fn what_is_cut_at_the_end_is_requests_and_not_connections_at_rest() {
+        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let [_resting, lingering, upload, fetch] = [Stage::Draining, Stage::Draining, Stage::Draining, Stage::Emptying]
+            .map(|drains_at| deadlines.register(drains_at, 0));
+        lingering.enter(Phase::Linger);
+        upload.enter(Phase::Body);
+        fetch.enter(Phase::FirstByte);
+        assert_eq!((deadlines.requests(Stage::Draining), deadlines.requests(Stage::Emptying)), (1, 1));
     }
 
     #[test]

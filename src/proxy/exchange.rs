@@ -201,11 +201,12 @@ fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failu
 /// Takes in the head of a request that this listener admits. Gives the page that clearcoat itself answers with, if any.
 fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Option<Vec<u8>>, Failure> {
     head?;
-    let limits = &client.worker.shared.limits;
+    let limits = client.worker.limits();
+    request.longest_body = limits.longest_body();
     request.trace.has_head = true;
-    if !client.frontend.admits(&request.head) {
+    if let Some(objection) = client.frontend.objection_to(&request.head) {
         request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();
-        return Err(Failure::BadMethod);
+        return Err(objection);
     }
     match (client.frontend.own_answer)(&request.head) {
         None => {}

@@ -104,7 +104,7 @@ pub(super) async fn serve(
     peer: PeerAddress,
     deadline: Deadline,
 ) {
-    let max_head = u32::try_from(worker.shared.limits.max_head).unwrap_or(u32::MAX);
+    let max_head = u32::try_from(worker.limits().max_head).unwrap_or(u32::MAX);
     let connection = Rc::new(Http2Connection {
         worker,
         frontend,
@@ -255,11 +255,12 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
     let mut exchanged = worker.requests.get();
     exchanged.head.clear();
     let written = write_head(&mut exchanged.input, &parts, &body);
-    let max_fields = worker.shared.limits.max_fields;
+    let max_fields = worker.limits().max_fields;
     let parsed = written.and_then(|len| exchanged.head.parse(&exchanged.input[..len], max_fields).map(|()| len));
     let stream = Stream::Http2(Http2Stream::new(parts.method == Method::HEAD, body, head));
     let deadline = worker.deadline(frontend);
     let mut client = Client::new(Rc::clone(worker), Rc::clone(frontend), stream, peer.clone(), deadline);
+    client.follow_rules();
     let after = exchange::handle(&mut client, &mut exchanged, parsed.map_err(Failure::BadHead)).await;
     worker.requests.put(exchanged);
     let Client { stream: Stream::Http2(mut stream), deadline, .. } = client else { return };

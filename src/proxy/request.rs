@@ -56,6 +56,8 @@ pub(super) struct Request {
     pub(super) id: RequestId,
     /// When its head was complete.
     pub(super) began: Instant,
+    /// The most that its body may have, in bytes: the limit of when it began.
+    pub(super) longest_body: u64,
     /// What was known before the request went to a node.
     pub(super) mark: RenderMark,
     /// At the edge: what its reader remembers ([`super::Freshness`]).
@@ -88,6 +90,7 @@ impl Request {
             head: RequestHead::default(),
             id: RequestId::default(),
             began: Instant::now(),
+            longest_body: u64::MAX,
             mark: RenderMark::default(),
             known: 0,
             asked_at: 0,

@@ -5,6 +5,7 @@
 //! once. While this task is ready, the runtime polls the kernel for events without blocking.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -32,7 +33,7 @@ impl Spin {
     }
 
     /// Keeps the worker awake after work. Never returns.
-    pub(super) async fn run(&self) {
+    pub(super) async fn run(&self) -> Infallible {
         loop {
             self.work.notified().await;
             while self.last_work.get().elapsed() < self.time {
@@ -56,7 +57,7 @@ mod tests {
             std::task::Poll::<()>::Pending
         });
         tokio::select! {
-            () = spin.run() => {}
+            never = spin.run() => match never {},
             () = count => {}
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }

@@ -15,6 +15,7 @@ use super::deadline::{Deadline, Deadlines, Interrupt};
 use super::failure::Failure;
 use super::notices::Notices;
 use super::request::{Request, RequestId, RequestPool};
+use super::rules::{TrafficRules, WorkerRules};
 use super::spin::Spin;
 use super::splice::Pipes;
 use crate::balance::LbContext;
@@ -23,7 +24,7 @@ use crate::files::{FileBudget, Share};
 use crate::fleet::{Node, NodeId, Role, Snapshot};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
-use crate::telemetry::access::{AccessBuffer, AccessLog};
+use crate::telemetry::access::AccessBuffer;
 use crate::telemetry::traces::Tracer;
 use crate::upstream::Pools;
 
@@ -43,8 +44,8 @@ pub struct WorkerContext {
     pub metrics: Arc<Metrics>,
     /// Nodes that failed a request, for an immediate health check. If the queue is full, a check is under way.
     pub suspects: mpsc::Sender<(Role, NodeId)>,
-    /// Limits per client.
-    pub limits: Arc<Limits>,
+    /// What a reload of the configuration changes.
+    pub rules: Arc<ArcSwap<TrafficRules>>,
     /// The connections of public listeners.
     pub admission: Arc<Admission>,
     /// The files of the traffic.
@@ -55,8 +56,6 @@ pub struct WorkerContext {
     pub started: Instant,
     /// The shutdown state of the process.
     pub shutdown: Shutdown,
-    /// The access log, if there is one.
-    pub access: Option<Arc<AccessLog>>,
     /// Makes spans of requests, if there are traces.
     pub tracer: Option<Arc<Tracer>>,
 }
@@ -90,7 +89,7 @@ pub struct Worker {
     pub(super) spin: Spin,
     pub(super) pipes: Pipes,
     pub(super) notices: Notices,
-    pub(super) access: Option<AccessBuffer>,
+    rules: RefCell<WorkerRules>,
     random: RefCell<fastrand::Rng>,
     turn: Cell<u64>,
     stage: Cell<Stage>,
@@ -98,12 +97,13 @@ pub struct Worker {
 
 impl Worker {
     pub(super) fn new(index: usize, shared: WorkerContext) -> Self {
+        let rules = WorkerRules::copy(&shared.rules.load(), None);
         Worker {
-            deadlines: Rc::new(Deadlines::new(shared.limits.header_timeout)),
+            deadlines: Rc::new(Deadlines::new(rules.limits.header_timeout)),
             spin: Spin::new(shared.spin),
             pipes: Pipes::default(),
             notices: Notices::default(),
-            access: shared.access.clone().map(AccessBuffer::new),
+            rules: RefCell::new(rules),
             pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             requests: RequestPool::default(),
@@ -125,11 +125,42 @@ impl Worker {
         LbContext { request_hash, turn, random: self.random.borrow_mut().u64(..) }
     }
 
+    /// The rules of the listener whose requests go to nodes of this role.
+    pub(super) fn frontend(&self, role: Role) -> Rc<Frontend> {
+        Rc::clone(self.rules.borrow().frontend(role))
+    }
+
+    /// Limits per client.
+    pub(super) fn limits(&self) -> Rc<Limits> {
+        Rc::clone(&self.rules.borrow().limits)
+    }
+
+    /// Whether there is an access log.
+    pub(super) fn has_access_log(&self) -> bool {
+        self.rules.borrow().access.is_some()
+    }
+
+    /// This worker's part of the access log, if there is one.
+    pub(super) fn access(&self) -> Option<Rc<AccessBuffer>> {
+        self.rules.borrow().access.clone()
+    }
+
+    /// Takes new rules, if there are any.
+    fn follow_rules(&self) {
+        let now = self.shared.rules.load();
+        if Arc::ptr_eq(&now, &self.rules.borrow().copied_from) {
+            return;
+        }
+        let copy = WorkerRules::copy(&now, Some(&self.rules.borrow()));
+        self.deadlines.set_header_timeout(copy.limits.header_timeout);
+        *self.rules.borrow_mut() = copy;
+    }
+
     /// A deadline for a connection of this listener, or for one HTTP/2 request.
     pub(super) fn deadline(&self, frontend: &Frontend) -> Deadline {
         self.deadlines.register(
             frontend.drains_at,
-            self.shared.limits.min_body_rate.filter(|_| frontend.is_public).map_or(0, NonZeroU64::get),
+            self.limits().min_body_rate.filter(|_| frontend.is_public).map_or(0, NonZeroU64::get),
         )
     }
 
@@ -184,7 +215,8 @@ impl Worker {
         let stage = self.shared.shutdown.stage();
         self.stage.set(stage);
         self.notices.refill();
-        if let Some(access) = &self.access {
+        self.follow_rules();
+        if let Some(access) = self.access() {
             access.hand_over();
         }
         let fleet = self.shared.fleet.load();

@@ -195,7 +195,7 @@ impl PeerClient {
         let mut request = http::Request::post(limits.path)
             .header(http::header::HOST, &self.address)
             .header(http::header::CONTENT_TYPE, "application/json");
-        if let Some(token) = &replicas.context.token {
+        if let Some(token) = replicas.context.token.load().as_deref() {
             request = request.header(http::header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
         let answer = limits.in_time(connection.send(request.body(Full::new(body))?)).await??;

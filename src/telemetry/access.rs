@@ -157,6 +157,11 @@ impl AccessBuffer {
         AccessBuffer { log, text: RefCell::default(), lines: Cell::default(), writer }
     }
 
+    /// Whether it is a part of this log.
+    pub fn is_of(&self, log: &Arc<AccessLog>) -> bool {
+        Arc::ptr_eq(&self.log, log)
+    }
+
     /// The log that it is a part of.
     pub fn log(&self) -> &AccessLog {
         &self.log

@@ -78,6 +78,11 @@ impl Incidents {
         self.0.lock().remove(&kind);
     }
 
+    /// Whether one of this kind was recorded and, if it is a state, is not over.
+    pub fn has(&self, kind: IncidentKind) -> bool {
+        self.0.lock().contains_key(&kind)
+    }
+
     /// The incidents that count at this time.
     pub fn present(&self, now: SystemTime) -> Vec<(IncidentKind, Incident)> {
         let counts = |(kind, incident): &(&IncidentKind, &Incident)| {

@@ -7,6 +7,8 @@
 //! Two files cannot be replaced atomically. A check between the two replacements finds a certificate and a key that do
 //! not match: that is a failure like any other, the old pair stays in use, and the next check finds the new one.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,11 +40,13 @@ pub(super) struct Watcher {
     metrics: Arc<Metrics>,
     /// The text of the ongoing failure, as logged.
     failure: Option<String>,
+    /// The files whose ends of validity are in the metrics.
+    published: BTreeSet<PathBuf>,
 }
 
 impl Watcher {
     pub(super) fn new(tls: Arc<Tls>, metrics: Arc<Metrics>) -> Self {
-        Watcher { tls, metrics, failure: None }
+        Watcher { tls, metrics, failure: None, published: BTreeSet::new() }
     }
 
     pub(super) async fn look(&mut self) {
@@ -52,8 +56,20 @@ impl Watcher {
             // A panic, or the end of the runtime, which drops this task too.
             Err(error) => tracing::error!(error = %causes(&error), "certificates could not be looked at"),
         }
+        let mut published = BTreeSet::new();
         for (cert, not_after) in self.tls.expiries() {
             self.metrics.tls_certificate(&cert.to_string_lossy(), not_after);
+            published.insert(cert);
+        }
+        // A reload of the configuration may have brought others.
+        self.forget(&published);
+        self.published = published;
+    }
+
+    /// Removes the ends of those that are not served any more.
+    fn forget(&self, served: &BTreeSet<PathBuf>) {
+        for cert in self.published.difference(served) {
+            self.metrics.forget_tls_certificate(&cert.to_string_lossy());
         }
     }
 
@@ -95,8 +111,6 @@ impl Drop for Watcher {
     /// The expiry of a certificate that is not served any more must not trigger alerts. If another listener serves it,
     /// its next check publishes it again.
     fn drop(&mut self) {
-        for (cert, _) in self.tls.expiries() {
-            self.metrics.forget_tls_certificate(&cert.to_string_lossy());
-        }
+        self.forget(&BTreeSet::new());
     }
 }

@@ -13,6 +13,7 @@ mod leaving;
 mod limits;
 mod mixture;
 mod proxy_protocol;
+mod reload;
 mod reuse;
 pub mod rig;
 mod strict;

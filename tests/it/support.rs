@@ -17,6 +17,7 @@ pub mod frames;
 pub mod http2;
 pub mod prometheus;
 pub mod reader;
+pub mod service_manager;
 pub mod simulated;
 pub mod slow_link;
 pub mod tls;

@@ -167,7 +167,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
 
     fn read_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
         let Exchange { client, request, .. } = &mut *self.exchange;
-        let limits = client.worker.shared.limits.of_answers();
+        let limits = client.worker.limits().of_answers();
         request.response.read(bytes, request.head.method, &mut self.scan, limits).map_err(Failure::BadAnswer)
     }
 

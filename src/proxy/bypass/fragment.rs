@@ -171,9 +171,9 @@ async fn ask_and_keep(
 /// Sends the request on this connection. Also returns whether the connection may carry another one.
 async fn ask(client: &Client, stream: &mut TcpStream, request: &[u8]) -> Result<(Fragment, bool), LeftOut> {
     stream.write_all(request).await.map_err(LeftOut::NoAnswer)?;
-    let limits = &client.worker.shared.limits;
+    let limits = client.worker.limits().of_answers();
     let (mut input, mut head) = (Vec::new(), ResponseHead::default());
-    let len = read_head(stream, &mut input, &mut head, limits.of_answers()).await?;
+    let len = read_head(stream, &mut input, &mut head, limits).await?;
     if head.status != 200 {
         return Err(LeftOut::Status(head.status));
     }

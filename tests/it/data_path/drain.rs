@@ -127,6 +127,69 @@ fn a_connection_during_the_drain_is_answered_or_refused_never_dropped() {
     }
 }
 
+/// Clients of the edge that wait for `/late`, once their requests are at its node.
+fn waiting_at_the_edge(rig: &Rig, count: usize) -> Vec<Connection> {
+    let clients = (0..count).map(|_| {
+        let mut client = rig.edge();
+        client.send(get_request("/late")).expect("clearcoat reads");
+        client
+    });
+    let clients = clients.collect();
+    eventually("all are at the node", || (rig.inflight() == count as f64).then_some(()));
+    clients
+}
+
+#[test]
+fn what_is_not_finished_when_the_drain_is_over_is_cut_and_said_once() {
+    let (held_by_varnish, held_by_web) = (Held::default(), Held::default());
+    let config = "[shutdown]\nleave = \"0s\"\ndrain = \"100ms\"\n[runtime]\nworkers = 2";
+    let mut rig = Rig::start(config, vec![node(&held_by_varnish)], vec![node(&held_by_web)]);
+    let mut readers = waiting_at_the_edge(&rig, 2);
+    let mut fetch = rig.origin();
+    fetch.send(get_request("/late")).expect("clearcoat reads");
+    eventually("the fetch is at its node", || (rig.inflight() == 3.0).then_some(()));
+    let _resting = rig.edge();
+    rig.clearcoat.terminate();
+    assert!(rig.clearcoat.wait().success());
+    for client in readers.iter_mut().chain([&mut fetch]) {
+        assert!(client.answer(false).is_err(), "it was cut");
+    }
+    let log = rig.clearcoat.log();
+    log.waits_for_count("requests that were still under way are cut: shutdown.drain is over", 1);
+    assert!(log.has("\"edge\":2,\"origin\":1,\"purges\":0"), "{}", log.text());
+}
+
+#[test]
+fn a_second_signal_cuts_what_is_under_way_at_once() {
+    let held = Held::default();
+    let config = "[shutdown]\nleave = \"10min\"\ndrain = \"1h\"";
+    let mut rig = Rig::start(config, vec![node(&held)], vec![node(&held)]);
+    let mut readers = waiting_at_the_edge(&rig, 1);
+    rig.clearcoat.terminate();
+    let admin = rig.clearcoat.admin;
+    eventually("it says that it is not ready", || {
+        get(admin, "/readyz").is_ok_and(|answer| answer.status == 503).then_some(())
+    });
+    // As long as `shutdown.leave` lasts.
+    assert_eq!(get(rig.clearcoat.edge, "/leaving").expect("still accepted").status, 200);
+    rig.clearcoat.terminate();
+    assert!(rig.clearcoat.wait().success());
+    assert!(readers[0].answer(false).is_err(), "it was cut");
+    let log = rig.clearcoat.log();
+    log.waits_for_count("requests that were still under way are cut: a second signal", 1);
+    assert!(log.has("\"edge\":1,\"origin\":0,\"purges\":0"), "{}", log.text());
+}
+
+#[test]
+fn an_end_that_cuts_nobody_says_so_of_nobody() {
+    let mut rig = Rig::start("[shutdown]\nleave = \"0s\"", vec![Upstream::echo()], vec![Upstream::echo()]);
+    assert_eq!(get(rig.clearcoat.edge, "/a").expect("an answer").status, 200);
+    rig.clearcoat.terminate();
+    assert!(rig.clearcoat.wait().success());
+    rig.clearcoat.log().waits_for("clearcoat ended");
+    assert!(!rig.clearcoat.log().has("are cut"), "{}", rig.clearcoat.log().text());
+}
+
 /// Sends requests, each on a new connection, until one is refused.
 fn until_refused(listener: SocketAddr) {
     while let Ok(mut client) = Connection::open(listener) {

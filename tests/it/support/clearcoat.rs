@@ -98,7 +98,12 @@ impl Clearcoat {
     /// The same with a soft and a hard limit of open files.
     pub fn start_with_files((soft, hard): (u64, u64), folder: &Path, config: &str) -> Self {
         let mut command = Command::new("prlimit");
-        command.arg(format!("--nofile={soft}:{hard}")).arg(env!("CARGO_BIN_EXE_clearcoat"));
+        command.arg(format!("--nofile={soft}:{hard}")).arg(env!("CARGO_BIN_EXE_clearcoat")).stdin(Stdio::null());
+        Self::start_by(command, None, folder, config)
+    }
+
+    /// The same by a command that ends as `clearcoat`, whose arguments are added to it.
+    pub fn start_with(command: Command, folder: &Path, config: &str) -> Self {
         Self::start_by(command, None, folder, config)
     }
 
@@ -271,14 +276,16 @@ pub fn run(arguments: &[&str]) -> Output {
 }
 
 fn program() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_clearcoat"))
+    let mut program = Command::new(env!("CARGO_BIN_EXE_clearcoat"));
+    program.stdin(Stdio::null());
+    program
 }
 
 fn spawn(mut command: Command, config: &Path, ahead: Option<&str>) -> (Child, Log) {
     if let Some(by) = ahead {
         put_ahead(&mut command, by);
     }
-    command.arg("serve").arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::piped());
+    command.arg("serve").arg("--config").arg(config).stderr(Stdio::piped());
     let mut child = command.spawn().expect("clearcoat");
     let log = Log::follow(child.stderr.take().expect("a pipe"));
     (child, log)

@@ -73,7 +73,7 @@ impl Rig {
             overrides: None,
             ack_timeout: Duration::from_millis(200),
             max_request: 1 << 20,
-            token: None,
+            token: None.into(),
             metrics,
             memory: None,
         };

@@ -172,7 +172,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
+    use crate::fleet::{NodeId, Role, SecretHeaders, SendProxy};
 
     fn node(role: Role, id: &str, weight: u32) -> StaticNode {
         let id = NodeId::try_from(id).unwrap();
@@ -185,7 +185,7 @@ mod tests {
             delivery,
             header_limit,
             send_proxy,
-            headers: PurgeHeaders::default(),
+            headers: SecretHeaders::default(),
         }
     }
 

@@ -22,9 +22,9 @@ use values::{duration, header_limit, host_port, interval, label, node_id, stop_s
 // The last of a repeated flag wins, so that the flags of an image can be overridden.
 #[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
-        clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
-        clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://10.0.2.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \
-        clearcoat agent --role varnish --address 10.0.1.11:6081 --pid-file /run/varnish/varnishd.pid\n\n\
+        clearcoat agent --role web --port 80 --etcd http://203.0.113.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
+        clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://203.0.113.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \
+        clearcoat agent --role varnish --address 192.0.2.11:6081 --pid-file /run/varnish/varnishd.pid\n\n\
     Every flag FLAG is also the variable CLEARCOAT_AGENT_FLAG, with lists between commas.")]
 pub(super) struct Agent {
     /// What the node does
@@ -153,6 +153,13 @@ struct FactsArgs {
     send_proxy: Option<SendProxy>,
 }
 
+/// The variables that an agent reads.
+fn variables() -> Vec<String> {
+    let flags = <Agent as clap::Args>::augment_args(clap::Command::new("agent"));
+    let variables = flags.get_arguments().filter_map(clap::Arg::get_env);
+    variables.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let log = Log { level: self.log_level.clone(), format: self.log_format, ..Log::default() };
@@ -164,6 +171,10 @@ impl Agent {
             }
         };
         super::serve::start_logging(&log);
+        let set = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        for remark in config::stray_agent_variables(set, &variables()) {
+            tracing::warn!("{remark}");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let status = runtime.block_on(agent::run(settings))?;
         // Dropping the runtime would wait for a DNS lookup that is under way.
@@ -278,6 +289,16 @@ mod tests {
     fn settings(arguments: &str) -> Result<AgentSettings, String> {
         let line = AgentLine::try_parse_from(format!("agent {arguments}").split_whitespace());
         line.map_err(|error| error.to_string())?.agent.settings()
+    }
+
+    #[test]
+    fn a_variable_that_no_flag_has_is_remarked() {
+        let remarks = |name: &str| config::stray_agent_variables(std::iter::once(name.to_owned()), &variables());
+        for read in ["CLEARCOAT_AGENT_ROLE", "CLEARCOAT_AGENT_LOG_FORMAT", "CLEARCOAT_EDGE__LISTEN"] {
+            assert_eq!(remarks(read), Vec::<String>::new());
+        }
+        let expected = "CLEARCOAT_AGENT_ADRESS: this variable means nothing; did you mean CLEARCOAT_AGENT_ADDRESS?";
+        assert_eq!(remarks("CLEARCOAT_AGENT_ADRESS"), [expected]);
     }
 
     #[test]

@@ -205,8 +205,11 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     let limits = &client.worker.shared.limits;
     request.head.parse(&request.input[..len], limits.max_fields).map_err(Failure::BadHead)?;
     request.trace.has_head = true;
-    if !client.frontend.admits(&request.head) {
+    if client.frontend.is_purge(&request.head) {
         request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();
+        return Err(Failure::PurgeMethod);
+    }
+    if request.head.method == Method::Unsupported {
         return Err(Failure::BadMethod);
     }
     match (client.frontend.own_answer)(&request.head) {

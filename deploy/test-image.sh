@@ -111,7 +111,9 @@ test_readiness() {
         sleep 0.25
     done
     [ "$(health "$name-other")" = running/unhealthy ] || fail "without a fleet it is $(health "$name-other")"
-    docker exec "$name-other" clearcoat status >/dev/null || fail "it does not answer"
+    local said
+    said=$(docker exec "$name-other" clearcoat status 2>&1) && fail "status has nothing to say of a clearcoat that is not ready"
+    [[ $said == *"is not ready: "* ]] || fail "it does not answer: $said"
     docker rm --force "$name-other" >/dev/null
     echo "health: not ready is unhealthy"
 }

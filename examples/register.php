@@ -2,7 +2,7 @@
 /**
  * Registers a node with clearcoat through etcd's JSON gateway: for hosts that have PHP and nothing else.
  *
- *   ETCD=http://10.0.2.1:2379 ROLE=web ID=web-1 ADDRESS=10.0.0.5:80 php register.php run
+ *   ETCD=http://203.0.113.1:2379 ROLE=web ID=web-1 ADDRESS=192.0.2.5:80 php register.php run
  *
  * run         registers, refreshes until SIGTERM or SIGINT (needs ext-pcntl, which PHP for the command line has in most
  *             distributions), then drains for DRAIN seconds and deregisters

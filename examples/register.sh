@@ -1,7 +1,7 @@
 #!/bin/sh
 # Registers a node with clearcoat through etcd's JSON gateway: for hosts on which `clearcoat agent` cannot run.
 #
-#   ETCD=http://10.0.2.1:2379 ROLE=web ID=web-1 ADDRESS=10.0.0.5:80 register.sh run
+#   ETCD=http://203.0.113.1:2379 ROLE=web ID=web-1 ADDRESS=192.0.2.5:80 register.sh run
 #
 # run         registers, refreshes until SIGTERM or SIGINT, then drains for DRAIN seconds and deregisters
 # register    writes the key and prints the lease; run `LEASE=… register.sh refresh` more often than every TTL seconds

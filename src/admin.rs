@@ -166,7 +166,8 @@ impl Handler for AdminApi {
             return text(421, format!("{}\n", host::REFUSED));
         }
         if request.method() != http::Method::GET && request.method() != http::Method::HEAD {
-            return not_allowed(text(405, "only GET and HEAD are allowed here\n"), "GET, HEAD");
+            let text = text(405, "only GET and HEAD are allowed here; purges go to purge.listen (port 6081)\n");
+            return not_allowed(text, "GET, HEAD");
         }
         match path {
             "/metrics" => self.metrics(),

@@ -174,7 +174,7 @@ mod testing {
             let id = NodeId::try_from(format!("n{index}")).unwrap();
             let spec = NodeSpec { weight, ..NodeSpec::new(Role::Varnish, id, ([127, 0, 0, 1], 80).into()) };
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-            Member { node, health: Health::Up, reason: "".into(), retained: false, usable: true }
+            Member { node, health: Health::Up, fault: None, retained: false, usable: true }
         };
         weights.iter().enumerate().map(member).collect()
     }

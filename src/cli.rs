@@ -58,10 +58,6 @@ impl ConfigFile {
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         crate::config::ConfigSource::new(self.config.clone(), env)
     }
-
-    fn load(&self) -> Result<crate::config::Config, crate::config::ConfigErrors> {
-        self.source().load()
-    }
 }
 
 impl Cli {

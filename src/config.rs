@@ -26,12 +26,15 @@ mod health;
 mod journal;
 mod limits;
 mod log_filter;
+mod nearest;
 mod node;
 mod optional;
+mod places;
 mod process;
 mod purge;
 mod raw;
 mod read;
+mod remarks;
 mod source;
 mod text;
 mod token;
@@ -52,11 +55,12 @@ pub use log_filter::LogFilter;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
 pub use process::{AccessFormat, Admin, Log, LogFormat, Runtime, ShutdownTimes};
 pub use purge::{PurgeListener, WaitFor};
-pub use source::{ConfigSource, ConfigText};
+pub use remarks::stray_agent_variables;
+pub use source::{ConfigSource, ConfigText, NamedFiles};
 pub use token::{Token, TokenError};
 pub use traces::{OtlpEndpoint, Traces};
 
-use check::read_token;
+use check::{Violation, read_token};
 use error::ErrorReport;
 use raw::Raw;
 
@@ -118,12 +122,16 @@ impl Config {
         toml::to_string(self)
     }
 
-    fn assemble(file: Option<(String, &str)>, env: Vec<(String, String)>) -> Result<Self, ConfigErrors> {
+    fn assemble(
+        file: Option<(String, &str)>,
+        env: Vec<(String, String)>,
+        files: NamedFiles,
+    ) -> Result<Self, ConfigErrors> {
         let mut raw = match &file {
             Some((name, text)) => Raw::from_toml(text).map_err(|error| ConfigError::syntax(name, text, &error))?,
             None => Raw::empty(),
         };
-        let mut report = ErrorReport::new(file.map(|(name, _)| name));
+        let mut report = ErrorReport::new(file);
         for (variable, reason) in raw.override_from(env) {
             report.push(ConfigError::Variable { variable, reason });
         }
@@ -132,15 +140,46 @@ impl Config {
         for violation in config.check() {
             report.violation(&raw, &config, violation);
         }
-        match read_token("purge.token_file", config.purge.token_file.as_deref()) {
-            Ok(token) => config.purge.token = token,
-            Err(violation) => report.violation(&raw, &config, violation),
-        }
-        match read_token("admin.token_file", config.admin.token_file.as_deref()) {
-            Ok(token) => config.admin.token = token,
-            Err(violation) => report.violation(&raw, &config, violation),
+        if files == NamedFiles::Here {
+            for violation in config.read_files() {
+                report.violation(&raw, &config, violation);
+            }
         }
         report.finish(config)
+    }
+
+    /// Reads the tokens, and sees whether every other file can be read that is wanted at the start.
+    fn read_files(&mut self) -> Vec<Violation> {
+        let mut violations = self.unreadable_files();
+        match read_token("purge.token_file", self.purge.token_file.as_deref()) {
+            Ok(token) => self.purge.token = token,
+            Err(violation) => violations.push(violation),
+        }
+        match read_token("admin.token_file", self.admin.token_file.as_deref()) {
+            Ok(token) => self.admin.token = token,
+            Err(violation) => violations.push(violation),
+        }
+        violations
+    }
+
+    /// Every key that holds a value and not a table, such as `edge.listen`.
+    pub(crate) fn keys() -> Vec<String> {
+        fn walk(value: &toml::Value, path: &str, keys: &mut Vec<String>) {
+            match value {
+                toml::Value::Table(entries) => {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    entries.iter().for_each(|(name, value)| walk(value, &format!("{path}{dot}{name}"), keys));
+                }
+                _ => keys.push(path.to_owned()),
+            }
+        }
+        // Tables of headers are left out while they are empty.
+        let mut keys = vec!["purge.headers".to_owned(), "traces.headers".to_owned()];
+        // Defaults are text, numbers and lists, which TOML takes.
+        if let Ok(defaults) = toml::Value::try_from(Config::default()) {
+            walk(&defaults, "", &mut keys);
+        }
+        keys
     }
 
     /// Reads all that can be read. The rest is reported and taken out of the tree, and its default stands in for it.

@@ -72,7 +72,7 @@ use tokio::task::AbortHandle;
 
 use crate::awaited::{Lateness, Progress};
 use crate::config::PurgeListener;
-use crate::fleet::{Fence, Health, Member, Node, NodeId, Snapshot, VarnishSettings};
+use crate::fleet::{FaultKind, Fence, Health, Member, Node, NodeFault, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
 use crate::mutants::Mutant;
 use crate::purge::{Guard, Purge};
@@ -197,7 +197,8 @@ struct DeliveryState {
     watermark: Mutex<FillWatermark>,
     /// When it acknowledged what.
     steps: CursorSteps,
-    error: Mutex<Option<Arc<str>>>,
+    /// Why its last batch failed, or does not count yet.
+    fault: Mutex<Option<NodeFault>>,
     /// That it keeps pages that it said it had dropped, if it does.
     kept: Mutex<Option<Arc<str>>>,
 }
@@ -311,10 +312,12 @@ impl Deliveries {
     }
 
     /// Why the last batch of a node failed, or why its acknowledgements are held back.
-    pub fn error(&self, id: &NodeId) -> Option<Arc<str>> {
+    pub fn fault(&self, id: &NodeId) -> Option<NodeFault> {
         let state = Arc::clone(&self.nodes.get(id)?.state);
-        let error = state.error.lock().clone();
-        error.or_else(|| state.recalls.held_because()).or_else(|| state.kept.lock().clone())
+        let fault = state.fault.lock().clone();
+        let held = || Some(NodeFault::new(FaultKind::PageUnderWay, state.recalls.held_because()?));
+        let kept = || Some(NodeFault::new(FaultKind::KeepsPages, state.kept.lock().clone()?));
+        fault.or_else(held).or_else(kept)
     }
 
     /// The last steps of a node's cursor, the oldest first.

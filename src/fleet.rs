@@ -13,6 +13,7 @@
 //! answered to a client ([`Fence`]), so there is no flag that could be set too late or cleared too early.
 
 mod event;
+mod fault;
 mod fence;
 mod headers;
 mod health;
@@ -26,8 +27,9 @@ mod snapshot;
 mod varnish;
 
 pub use event::{CheckResult, Event, Verdict};
+pub use fault::{FaultKind, NodeFault};
 pub use fence::Fence;
-pub use headers::{FieldValue, PurgeHeaders};
+pub use headers::{FieldValue, SecretHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{FILL_LATENCY, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};

@@ -31,7 +31,7 @@ use self::node_state::NodeState;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
 use crate::fleet::{
-    CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, PurgeHeaders, Role, Snapshot,
+    CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, Role, SecretHeaders, Snapshot,
     Verdict,
 };
 use crate::probe::Probe;
@@ -77,7 +77,7 @@ pub struct KeeperContext {
     /// How nodes are checked.
     pub checks: HealthChecks,
     /// What purges and health checks to every Varnish carry.
-    pub headers: PurgeHeaders,
+    pub headers: SecretHeaders,
     /// How long a node is kept that its source does not name any more.
     pub retain: Duration,
     /// Delivers purges to the Varnish nodes.

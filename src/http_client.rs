@@ -11,8 +11,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
+
+/// What HTTP is spoken over: a socket, or TLS over one.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> ByteStream for S {}
 
 /// A connection that takes one request after the other. It ends with this value, whatever is under way.
 pub struct HttpConnection {
@@ -26,7 +31,7 @@ impl HttpConnection {
     ///
     /// # Errors
     /// hyper's.
-    pub async fn over(stream: TcpStream) -> hyper::Result<Self> {
+    pub async fn over(stream: impl ByteStream) -> hyper::Result<Self> {
         Self::begin(&Builder::new(), stream).await
     }
 
@@ -34,11 +39,11 @@ impl HttpConnection {
     ///
     /// # Errors
     /// hyper's.
-    pub async fn with_title_case(stream: TcpStream) -> hyper::Result<Self> {
+    pub async fn with_title_case(stream: impl ByteStream) -> hyper::Result<Self> {
         Self::begin(Builder::new().title_case_headers(true), stream).await
     }
 
-    async fn begin(builder: &Builder, stream: TcpStream) -> hyper::Result<Self> {
+    async fn begin(builder: &Builder, stream: impl ByteStream) -> hyper::Result<Self> {
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         Ok(HttpConnection { sender, _driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
     }
@@ -89,7 +94,7 @@ pub async fn read_on(
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

@@ -7,33 +7,35 @@
 //! official types are in the tests, where they read what is written here.
 //!
 //! **Why HTTP and not gRPC.** It is what OTLP recommends by default, every collector takes it (port 4318), and a proxy or a
-//! `curl` can be put between. TLS and credentials are the business of a collector beside clearcoat, which every deployment
-//! of OpenTelemetry has.
+//! `curl` can be put between. A hosted collector is reached by TLS, with the fields that it knows its customers by.
 //!
 //! **Nobody waits for it.** One thread with its own runtime takes the spans, and nothing else runs there. A batch that cannot
 //! be sent is dropped and counted, not kept: the spans that come meanwhile are worth more than those that are old. After
 //! a failure it pauses, and what does not fit into the queue meanwhile is dropped there. The log says when it begins to fail
 //! and when it works again, not for each batch.
 
+mod connection;
 mod message;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use http::{Request, header};
+use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use prometheus::IntCounter;
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backoff::Backoff;
-use crate::config::OtlpEndpoint;
+use crate::config::{HeaderError, OtlpEndpoint, reveal};
+use crate::fleet::SecretHeaders;
 use crate::http_client::{self, HttpConnection};
 use crate::telemetry::causes;
 use crate::telemetry::traces::FinishedSpan;
+use connection::ConnectError;
 use message::{ExportRequest, ExportResponse};
 
 /// A batch is sent when it has this many spans, as the SDKs of OpenTelemetry do.
@@ -57,6 +59,10 @@ const MAX_TEXT: usize = 256;
 pub struct ExportOptions {
     /// The collector.
     pub endpoint: OtlpEndpoint,
+    /// The file with the CAs of its certificate; `None`: those that this system trusts.
+    pub ca: Option<PathBuf>,
+    /// Fields of each request.
+    pub headers: SecretHeaders,
     /// `service.name` of all spans.
     pub service_name: String,
     /// Counts spans that were lost.
@@ -101,14 +107,20 @@ impl ExporterThread {
 /// Why a batch did not arrive.
 #[derive(Debug, thiserror::Error)]
 enum ExportError {
-    #[error("no connection: {0}")]
-    Connect(io::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("traces.headers: {0}")]
+    Header(#[from] HeaderError),
+    #[error("the request cannot be written: {0}")]
+    Request(#[from] http::Error),
     #[error("no answer: {0}")]
     Http(#[from] hyper::Error),
     #[error("no answer within {} s", PATIENCE.as_secs())]
     Late,
     #[error("the answer cannot be read: {0}")]
     Answer(Box<dyn std::error::Error + Send + Sync>),
+    #[error("the collector answers {0}: see traces.headers")]
+    NoAccess(http::StatusCode),
     #[error("the collector answers {0}")]
     Status(http::StatusCode),
     #[error("the collector rejects {spans} spans: {text}")]
@@ -209,24 +221,30 @@ impl Exporter {
     }
 
     async fn send_anew(&mut self, body: Bytes) -> Result<Bytes, ExportError> {
-        let stream = TcpStream::connect(self.options.endpoint.host_port()).await.map_err(ExportError::Connect)?;
-        let connection = HttpConnection::over(stream).await?;
+        let ExportOptions { endpoint, ca, .. } = &self.options;
+        let connection = connection::connect(endpoint, ca.as_deref()).await?;
         self.send_over(connection, body).await
     }
 
     /// Sends it, and keeps the connection if all is well. Returns the body of the answer.
     async fn send_over(&mut self, mut connection: HttpConnection, body: Bytes) -> Result<Bytes, ExportError> {
-        let endpoint = &self.options.endpoint;
-        let request = Request::post(endpoint.path())
-            .header(header::HOST, endpoint.host_port())
-            .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .body(Full::new(body))
-            .map_err(|error| ExportError::Connect(io::Error::other(error)))?;
+        let ExportOptions { endpoint, headers, .. } = &self.options;
+        let mut request = Request::post(endpoint.path())
+            .header(header::HOST, endpoint.authority())
+            .header(header::CONTENT_TYPE, "application/x-protobuf");
+        for (name, value) in reveal(headers).await? {
+            let mut value = HeaderValue::try_from(value).map_err(http::Error::from)?;
+            value.set_sensitive(true);
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(body))?;
         let answer = connection.send(request).await?;
         let status = answer.status();
         let body = http_client::read(answer.into_body(), MAX_ANSWER).await.map_err(ExportError::Answer)?;
-        if !status.is_success() {
-            return Err(ExportError::Status(status));
+        match status.as_u16() {
+            200..=299 => {}
+            401 | 403 => return Err(ExportError::NoAccess(status)),
+            _ => return Err(ExportError::Status(status)),
         }
         self.connection = Some(connection);
         Ok(body)

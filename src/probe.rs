@@ -4,23 +4,30 @@
 //! an address that may purge and 405 to any other, without any side effect, so the check also proves that purges will
 //! be accepted ([`would_obey`]).
 //!
+//! A Varnish that leaves a PURGE unanswered hangs, or its VCL alone does (it hands purges on to a backend, say). The two are
+//! told apart by a request that varnishd refuses before any VCL sees it ([`ANSWERED_WITHOUT_VCL`]). It is asked on a
+//! connection of its own when half of the timeout is over, so no check takes longer for it.
+//!
 //! The first check is at once. A failed check after a passed one is repeated soon: a dead node is noticed within little
 //! more than one interval, while a lost packet does not take a node out. A failed request also triggers a check
 //! ([`Probe::check_now`]). A check that this machine could not carry out, because it is out of files or ports, says
 //! nothing about the node ([`Verdict::NotAsked`]).
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
 use crate::files::is_ours;
-use crate::fleet::{CheckResult, Event, NodeId, NodeSpec, Role, SendProxy, VarnishSettings, Verdict};
+use crate::fleet::{
+    CheckResult, Event, FaultKind, NodeFault, NodeId, NodeSpec, Role, SendProxy, VarnishSettings, Verdict,
+};
 use crate::http_client::HttpConnection;
 use crate::proxy_protocol;
 use crate::purge::{PROBE_PATH, what_to_change, would_obey};
@@ -31,6 +38,11 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// A failed check is confirmed after the interval divided by this.
 const CONFIRM: u32 = 10;
+
+/// Answered 400 by varnishd itself: a second `Host` is malformed (RFC 9112 section 3.2; Varnish 4 to 8,
+/// `HTTP1_DissectRequest`).
+const ANSWERED_WITHOUT_VCL: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: clearcoat\r\nHost: clearcoat\r\nConnection: close\r\n\r\n";
 
 /// The checker of one node.
 #[derive(Clone, Debug)]
@@ -61,7 +73,9 @@ enum ProbeKind {
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
     #[error("connecting failed")]
-    Connect(#[from] std::io::Error),
+    Connect(#[source] std::io::Error),
+    #[error("the connection broke")]
+    Io(#[from] std::io::Error),
     #[error(transparent)]
     Header(#[from] HeaderError),
     #[error(transparent)]
@@ -121,12 +135,56 @@ impl Probe {
 
     /// Runs one check. `asked` is set to the time at which the request was sent on an established connection.
     async fn check(&self, asked: &mut Instant) -> Verdict {
-        match tokio::time::timeout(self.schedule.timeout, self.ask(asked)).await {
-            Err(_) => Verdict::Failed(format!("no answer within {:?}", self.schedule.timeout)),
-            Ok(Err(CheckError::Connect(error))) if is_ours(&error) => Verdict::NotAsked(error.to_string()),
-            Ok(Err(error)) => Verdict::Failed(causes(&error).to_string()),
+        let patience = self.schedule.timeout;
+        let answered = async {
+            let mut ask = pin!(self.ask(asked));
+            if let Ok(answered) = tokio::time::timeout(patience / 2, ask.as_mut()).await {
+                return Ok(answered);
+            }
+            let mut is_answered_otherwise = false;
+            let both = async {
+                tokio::select! {
+                    biased;
+                    answered = ask.as_mut() => return answered,
+                    answers = self.answers_without_vcl() => is_answered_otherwise = answers,
+                }
+                ask.await
+            };
+            tokio::time::timeout(patience / 2, both).await.map_err(|_| is_answered_otherwise)
+        };
+        match answered.await {
+            Err(true) => Verdict::Failed(NodeFault::new(
+                FaultKind::SilentToPurges,
+                format!("no answer to a PURGE within {patience:?}, though varnishd answers other requests"),
+            )),
+            Err(false) => Verdict::Failed(NodeFault::new(FaultKind::Silent, format!("no answer within {patience:?}"))),
+            Ok(Err(CheckError::Connect(error) | CheckError::Io(error))) if is_ours(&error) => {
+                Verdict::NotAsked(error.to_string())
+            }
+            Ok(Err(error)) => Verdict::Failed(NodeFault::new(error.kind(), causes(&error).to_string())),
             Ok(Ok(status)) => self.kind.judge(status),
         }
+    }
+
+    /// Whether varnishd answers what it answers without its VCL; false of a web node.
+    async fn answers_without_vcl(&self) -> bool {
+        let ProbeKind::Varnish(settings) = &self.kind else { return false };
+        let exchange = async {
+            let mut stream = self.connect(settings.send_proxy).await?;
+            stream.write_all(ANSWERED_WITHOUT_VCL).await?;
+            Ok::<_, CheckError>(stream.read(&mut [0; 16]).await? > 0)
+        };
+        exchange.await.unwrap_or(false)
+    }
+
+    async fn connect(&self, send_proxy: SendProxy) -> Result<TcpStream, CheckError> {
+        let mut stream = TcpStream::connect(self.target).await.map_err(CheckError::Connect)?;
+        if send_proxy == SendProxy::V2 {
+            let mut header = Vec::new();
+            proxy_protocol::write_v2_local(&mut header);
+            stream.write_all(&header).await?;
+        }
+        Ok(stream)
     }
 
     async fn ask(&self, asked: &mut Instant) -> Result<u16, CheckError> {
@@ -134,13 +192,8 @@ impl Probe {
             ProbeKind::Web { .. } => (Vec::new(), SendProxy::Off),
             ProbeKind::Varnish(settings) => (reveal(&settings.headers).await?, settings.send_proxy),
         };
-        let mut stream = TcpStream::connect(self.target).await?;
+        let stream = self.connect(send_proxy).await?;
         *asked = Instant::now();
-        if send_proxy == SendProxy::V2 {
-            let mut header = Vec::new();
-            proxy_protocol::write_v2_local(&mut header);
-            stream.write_all(&header).await?;
-        }
         let mut connection = HttpConnection::over(stream).await?;
         let (method, path, host) = match &self.kind {
             ProbeKind::Web { path, host, .. } => ("GET", path.as_str(), host.as_str()),
@@ -160,20 +213,41 @@ impl Probe {
     }
 }
 
+impl CheckError {
+    fn kind(&self) -> FaultKind {
+        match self {
+            CheckError::Connect(error) | CheckError::Io(error) => FaultKind::of_connection(error),
+            CheckError::Header(_) | CheckError::Request(_) => FaultKind::OurSettings,
+            CheckError::Http(error) if error.is_parse() => FaultKind::Malformed,
+            CheckError::Http(_) => FaultKind::Disconnects,
+        }
+    }
+}
+
 impl ProbeKind {
     fn judge(&self, status: u16) -> Verdict {
-        match self {
-            ProbeKind::Web { expect, .. } if expect.contains(&status) => Verdict::Passed,
-            ProbeKind::Web { path, .. } => Verdict::Failed(format!("{path} answered {status}")),
-            ProbeKind::Varnish(_) if would_obey(status) => Verdict::Passed,
-            ProbeKind::Varnish(_) => Verdict::Failed(format!("PURGE answered {status} {}", what_to_change(status))),
-        }
+        let words = match self {
+            ProbeKind::Web { expect, .. } if expect.contains(&status) => return Verdict::Passed,
+            ProbeKind::Web { path, .. } => format!("{path} answered {status}"),
+            ProbeKind::Varnish(_) if would_obey(status) => return Verdict::Passed,
+            ProbeKind::Varnish(_) if status >= 500 => format!("PURGE answered {status}"),
+            ProbeKind::Varnish(_) => format!("PURGE answered {status} {}", what_to_change(status)),
+        };
+        Verdict::Failed(NodeFault::new(FaultKind::of_status(status), words))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    fn kind_of(verdict: Verdict) -> FaultKind {
+        let Verdict::Failed(fault) = verdict else { panic!("{verdict:?}") };
+        assert!(!fault.text.is_empty());
+        fault.kind
+    }
 
     #[test]
     fn a_varnish_is_well_when_it_would_obey_a_purge() {
@@ -181,14 +255,71 @@ mod tests {
         for status in [200, 400, 404, 410] {
             assert_eq!(kind.judge(status), Verdict::Passed, "{status}");
         }
-        let Verdict::Failed(reason) = kind.judge(405) else { panic!("passed") };
-        assert!(reason.contains("acl purge"), "{reason}");
+        for (status, expected, words) in
+            [(405, FaultKind::Refuses, "acl purge"), (501, FaultKind::Fails, "answered 501")]
+        {
+            let Verdict::Failed(fault) = kind.judge(status) else { panic!("passed") };
+            assert_eq!(fault.kind, expected);
+            assert!(fault.text.contains(words), "{fault}");
+        }
     }
 
     #[test]
     fn a_web_node_is_well_when_it_answers_as_expected() {
         let kind = ProbeKind::Web { path: "/health_check.php".into(), host: String::new(), expect: vec![200, 204] };
         assert_eq!(kind.judge(204), Verdict::Passed);
-        assert_eq!(kind.judge(500), Verdict::Failed("/health_check.php answered 500".into()));
+        let failed = |kind, words: &str| Verdict::Failed(NodeFault::new(kind, words));
+        assert_eq!(kind.judge(500), failed(FaultKind::Fails, "/health_check.php answered 500"));
+        assert_eq!(kind.judge(302), failed(FaultKind::Refuses, "/health_check.php answered 302"));
+    }
+
+    /// A node (a fake: what it says is the test's) that answers requests of these methods so, and no other.
+    async fn node(answers: &'static [(&'static str, &'static [u8])]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let read = stream.read(&mut request).await.unwrap();
+                let is_it = |(method, _): &&(&str, _)| request[..read].starts_with(method.as_bytes());
+                match answers.iter().find(is_it) {
+                    // The checker may have gone.
+                    Some((_, answer)) => _ = stream.write_all(answer).await,
+                    None => held.push(stream),
+                }
+            }
+        });
+        address
+    }
+
+    async fn check(role: Role, address: SocketAddr) -> Verdict {
+        let mut config = HealthChecks::default();
+        config.varnish.timeout = Duration::from_millis(200);
+        config.web.timeout = Duration::from_millis(200);
+        let spec = NodeSpec::new(role, NodeId::try_from("a").unwrap(), address);
+        Probe::new(&spec, &config).check(&mut Instant::now()).await
+    }
+
+    #[tokio::test]
+    async fn what_a_node_does_in_place_of_an_answer_has_its_kind() {
+        const BAD: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+        /// A method, and its answer.
+        type Said = &'static [(&'static str, &'static [u8])];
+        const SAID: [(Said, FaultKind); 4] = [
+            (&[("PURGE", b"hello\r\n\r\n")], FaultKind::Malformed),
+            (&[("PURGE", b"")], FaultKind::Disconnects),
+            (&[("GET", BAD)], FaultKind::SilentToPurges),
+            (&[], FaultKind::Silent),
+        ];
+        for (answers, expected) in SAID {
+            assert_eq!(kind_of(check(Role::Varnish, node(answers).await).await), expected, "{answers:?}");
+        }
+        // A web node is asked for its page alone.
+        assert_eq!(kind_of(check(Role::Web, node(&[("PURGE", BAD)]).await).await), FaultKind::Silent);
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        for role in [Role::Varnish, Role::Web] {
+            assert_eq!(kind_of(check(role, gone).await), FaultKind::NotListening);
+        }
     }
 }

@@ -45,6 +45,7 @@ mod purges_elsewhere;
 mod reception;
 mod record;
 mod registered;
+mod telling;
 mod twin;
 mod under_way;
 
@@ -67,6 +68,7 @@ use crate::fleet::NodeId;
 use crate::journal::{Position, Shared};
 use crate::registry::overrides::OverrideStore;
 use crate::telemetry::Metrics;
+use crate::telemetry::traces::Tracer;
 use marks::Marks;
 use message::WITHOUT_BLOCKS;
 use names::SharedBlocks;
@@ -75,7 +77,7 @@ use peer::Peer;
 use twin::Twins;
 
 pub use agreement::PeerAnswers;
-pub use message::{Confirmation, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
+pub use message::{Confirmation, Introduction, Message, PeerPosition, PurgeTrace, RedeliveryRequest, RefusedPurge};
 pub use names::GivenNames;
 pub use purges_elsewhere::{ReplicaReport, SilentReplica};
 pub use reception::Received;
@@ -118,6 +120,8 @@ pub struct ReplicaContext {
     pub max_request: usize,
     /// The token that the others require; all replicas have one configuration, and a reload may change it.
     pub token: ArcSwapOption<Token>,
+    /// Makes spans of purges that others tell of, if there are traces.
+    pub tracer: Option<Arc<Tracer>>,
     /// Counts confirmations.
     pub metrics: Arc<Metrics>,
     /// The file with data for the next start: the other replicas, or their progress. `None` if there is no such data.
@@ -319,6 +323,7 @@ impl Replicas {
             refused: Some(Vec::new()),
             overrides: None,
             seen_caches: None,
+            traces: Vec::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use clearcoat::fleet::{NodeId, Role};
@@ -95,4 +96,102 @@ fn the_soak_runs_a_test_that_is_there() {
     let prefix = filters[0].split(' ').next().unwrap();
     let tests = document("tests/it/consistency.rs");
     assert_eq!(tests.matches(&format!("#[test]\nfn {prefix}")).count(), 5, "{prefix}");
+}
+
+/// What a reader may paste: the documents, the examples, and what is deployed.
+fn pasted() -> Vec<(String, String)> {
+    fn walk(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("README.md")];
+    ["docs", "examples", "deploy"].iter().for_each(|folder| walk(&root.join(folder), &mut files));
+    let named = |path: &std::path::Path| path.strip_prefix(root).unwrap().display().to_string();
+    // A picture is no text.
+    files.iter().filter_map(|path| Some((named(path), std::fs::read_to_string(path).ok()?))).collect()
+}
+
+/// The networks whose addresses stand for others (RFC 5737, RFC 3849), of this machine, and of the default of `purge.allow`.
+fn is_an_example(address: IpAddr, is_network: bool) -> bool {
+    let defaults = ["10.0.0.0", "172.16.0.0", "192.168.0.0", "fc00::"];
+    let is_default = is_network && defaults.iter().any(|default| default.parse() == Ok(address));
+    let documented = match address {
+        IpAddr::V4(address) => address.is_documentation(),
+        IpAddr::V6(address) => address.segments()[..2] == [0x2001, 0xdb8],
+    };
+    address.is_loopback() || address.is_unspecified() || is_default || documented
+}
+
+/// The words of a text that are made of these characters, each with what stands before and after it.
+fn words(text: &str, is_of_word: fn(char) -> bool) -> Vec<(&str, &str, &str)> {
+    let mut words = Vec::new();
+    let mut at = 0;
+    while let Some(start) = text[at..].find(is_of_word).map(|start| at + start) {
+        let end = text[start..].find(|c| !is_of_word(c)).map_or(text.len(), |length| start + length);
+        words.push((&text[..start], &text[start..end], &text[end..]));
+        at = end;
+    }
+    words
+}
+
+/// Whoever pastes an example must not reach somebody's network.
+#[test]
+fn example_addresses_are_of_the_networks_that_are_kept_for_examples() {
+    let mut seen = 0;
+    for (file, text) in pasted() {
+        for (before, word, after) in words(&text, |c| c.is_ascii_hexdigit() || c == '.' || c == ':') {
+            // The port goes, and the dot at the end of a sentence.
+            let v4 = word.split(':').next().unwrap().trim_end_matches('.');
+            let v6 = word.trim_end_matches('.');
+            let address =
+                v4.parse::<Ipv4Addr>().map(IpAddr::from).or_else(|_| v6.parse::<Ipv6Addr>().map(IpAddr::from));
+            let Ok(address) = address else { continue };
+            // Such as the end of a longer word.
+            if before.ends_with(|c: char| c.is_alphanumeric() || c == '-') {
+                continue;
+            }
+            seen += 1;
+            assert!(is_an_example(address, after.starts_with('/')), "{file}: {word}");
+        }
+    }
+    assert!(seen > 50, "{seen} addresses");
+}
+
+/// The same for names: those below `.example` (RFC 2606) are nobody's.
+#[test]
+fn example_names_are_below_example() {
+    /// Endings of names that are somebody's, or that somebody uses inside.
+    const TAKEN: [&str; 15] = [
+        "com",
+        "net",
+        "org",
+        "io",
+        "dev",
+        "de",
+        "eu",
+        "info",
+        "cloud",
+        "internal",
+        "local",
+        "lan",
+        "test",
+        "corp",
+        "localdomain",
+    ];
+    let mut seen = 0;
+    for (file, text) in pasted() {
+        for (before, word, _) in words(&text, |c| c.is_ascii_alphanumeric() || "._-".contains(c)) {
+            let word = word.trim_end_matches('.');
+            let Some((_, ending)) = word.rsplit_once('.') else { continue };
+            seen += usize::from(ending == "example");
+            let is_link = before.ends_with("://") && !word.contains("example") && !word.contains("shop");
+            // Of every cluster of Kubernetes; and a firm that is spoken of.
+            let is_known = word.ends_with(".svc.cluster.local") || word == "amazee.io";
+            assert!(!TAKEN.contains(&ending) || is_link || is_known, "{file}: {word}");
+        }
+    }
+    assert!(seen > 5, "{seen} names");
 }

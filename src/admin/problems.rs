@@ -106,8 +106,12 @@ impl Problem {
             what: format!("Replica {}", replica.id),
             why: why.to_owned(),
             at: None,
-            advice: "See whether it runs and can be reached from here. Until it confirms, a reader behind it may get an \
-                     old page.",
+            advice: if replica.is_self {
+                "This is the clearcoat that you ask: until that is mended, the others may not find it, nor tell it of purges."
+            } else {
+                "See whether it runs and can be reached from here. Until it confirms, a reader behind it may get an \
+                 old page."
+            },
             alert: "ClearcoatReplicaUnconfirmed",
         })
     }

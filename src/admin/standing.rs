@@ -1,5 +1,7 @@
 //! Whether a node gets traffic, why not, and what to do: in words, and in one place for the status page and `clearcoat
 //! status`.
+//!
+//! What to do follows from the role of the node and the kind of what is wrong ([`FaultKind`]), never from words.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -7,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::fleet::{Health, Role};
+use crate::fleet::{FaultKind, Health, NodeFault, Role};
 
 /// What a node is to the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -44,8 +46,8 @@ pub(super) struct TrafficFacts<'f> {
     pub(super) drained_at_ms: Option<u64>,
     pub(super) usable: bool,
     pub(super) health: Health,
-    /// The words of its health check.
-    pub(super) reason: &'f str,
+    /// Why its health check fails; `None` if it does not.
+    pub(super) fault: Option<&'f NodeFault>,
     /// Percent of its full share.
     pub(super) share: u32,
     /// Only of a Varnish.
@@ -63,8 +65,8 @@ pub(super) struct CacheFacts<'f> {
     /// The purges that it lacks, and the age of the oldest, if that is known.
     pub(super) lag: usize,
     pub(super) lag_age: Option<Duration>,
-    /// Why its last batch failed; empty if it did not.
-    pub(super) delivery_error: &'f str,
+    /// Why its last batch failed, or does not count yet.
+    pub(super) fault: Option<&'f NodeFault>,
 }
 
 /// The verdict on a node, for people.
@@ -72,6 +74,9 @@ pub(super) struct CacheFacts<'f> {
 pub(super) struct TrafficVerdict {
     pub(super) state: Standing,
     pub(super) gets_traffic: bool,
+    /// The kind of what keeps it out, if it is a fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) fault: Option<FaultKind>,
     /// Empty of a node that serves.
     pub(super) why: String,
     /// What to do; empty if there is nothing.
@@ -86,7 +91,8 @@ impl TrafficFacts<'_> {
             Standing::Unchecked => self.usable,
             Standing::Down | Standing::Behind | Standing::Untrusted | Standing::Drained | Standing::Unresolved => false,
         };
-        TrafficVerdict { state, gets_traffic, why: self.why(state), advice: self.advice(state) }
+        let fault = self.kind(state);
+        TrafficVerdict { state, gets_traffic, fault, why: self.why(state), advice: self.advice(state, fault) }
     }
 
     /// In the order in which traffic is refused.
@@ -104,15 +110,30 @@ impl TrafficFacts<'_> {
         }
     }
 
+    /// The kind of the fault that makes it what it is to the traffic.
+    fn kind(&self, state: Standing) -> Option<FaultKind> {
+        let fault = match state {
+            Standing::Down | Standing::UsedThoughDown => self.fault,
+            Standing::Behind => self.cache.and_then(|cache| cache.fault),
+            Standing::Serving
+            | Standing::Starting
+            | Standing::Unchecked
+            | Standing::Untrusted
+            | Standing::Drained
+            | Standing::Unresolved => None,
+        };
+        fault.map(|fault| fault.kind)
+    }
+
     fn why(&self, state: Standing) -> String {
-        let reason = if self.reason.is_empty() { "its health check fails" } else { self.reason };
+        let reason = self.fault.map_or("its health check fails", |fault| &fault.text);
         match state {
             Standing::Serving | Standing::Unresolved => String::new(),
             Standing::Starting => format!("slow start: {} % of its share", self.share),
             Standing::UsedThoughDown => format!("{reason}; used all the same, as too few web nodes are up"),
             Standing::Unchecked => "not checked yet".to_owned(),
             Standing::Down => match self.cache.filter(|cache| cache.lag > 0) {
-                Some(cache) => format!("{reason}; {}", CacheFacts { delivery_error: "", ..cache }.behind()),
+                Some(cache) => format!("{reason}; {}", CacheFacts { fault: None, ..cache }.behind()),
                 None => reason.to_owned(),
             },
             Standing::Behind => self.cache.map(|cache| cache.behind()).unwrap_or_default(),
@@ -124,58 +145,117 @@ impl TrafficFacts<'_> {
         }
     }
 
-    fn advice(&self, state: Standing) -> String {
-        let address = self.address;
+    fn advice(&self, state: Standing, fault: Option<FaultKind>) -> String {
         let text = match state {
-            Standing::Serving | Standing::Starting => "",
+            Standing::Serving | Standing::Starting | Standing::Unresolved => "",
             Standing::UsedThoughDown => {
                 "Most web nodes fail their check at once: look at what the check needs (database, Redis, search) before \
                  you look at a single node."
             }
             Standing::Unchecked => "Wait for its first health checks.",
-            Standing::Down => return self.advice_down(self.reason),
-            Standing::Behind => match self.cache.map_or("", |cache| cache.delivery_error) {
-                "" => "It is being brought up to date, and serves when it has every purge.",
-                error if error.contains("in flight") => {
-                    "A page that was purged is still on its way to it. It serves when that has arrived."
-                }
-                error if is_silence(error) => return self.advice_down(error),
-                _ => {
-                    "It refuses purges: its VCL or its acl purge must be changed (docs/vcl.md). It gets what it missed."
-                }
+            Standing::Down | Standing::Behind => match (fault, self.role) {
+                (Some(kind), Role::Varnish) => return advice_for_varnish(kind, self.address),
+                (Some(kind), Role::Web) => return advice_for_web(kind, self.address),
+                (None, _) if state == Standing::Down => "Ask the node itself for what its health check asks for.",
+                (None, _) => "It is being brought up to date, and serves when it has every purge.",
             },
             Standing::Untrusted => "Change what the finding names (docs/vcl.md, Trial); it is tried again by itself.",
             Standing::Drained if self.drained_at_ms.is_some() => {
                 "Resume it when it may serve again: here, or with clearcoat node resume. It gets every purge meanwhile."
             }
             Standing::Drained => "Give it a weight above 0 when it may serve again. It gets every purge meanwhile.",
-            Standing::Unresolved => "",
         };
-        text.replace("ADDRESS", &address.to_string())
+        text.to_owned()
     }
+}
 
-    /// What to do with a node whose check, or whose purges, failed so.
-    fn advice_down(&self, reason: &str) -> String {
-        let address = self.address;
-        match self.role {
-            Role::Varnish if reason.contains("refused") => {
-                format!("Nothing listens at {address}: start varnishd. It gets what it missed before it serves.")
-            }
-            Role::Varnish if is_silence(reason) => format!(
-                "varnishd at {address} hangs, or its machine does: look at both, and restart varnishd if it does not come \
-                 back. It gets what it missed before it serves."
-            ),
-            Role::Varnish => "It refuses purges: its VCL or its acl purge must be changed (docs/vcl.md).".to_owned(),
-            Role::Web if reason.contains("refused") => format!("Nothing listens at {address}: start its web server."),
-            Role::Web if is_silence(reason) => {
-                format!("The web server at {address} hangs or is overloaded: look at its load and its PHP workers.")
-            }
-            Role::Web => {
-                "Ask the node itself for that path: what the check needs (database, Redis, search) fails there."
-                    .to_owned()
-            }
+/// What to do about a Varnish whose check, or whose purges, fail so.
+fn advice_for_varnish(kind: FaultKind, address: SocketAddr) -> String {
+    let todo = match kind {
+        FaultKind::NotListening => format!("Nothing listens at {address}: start varnishd."),
+        FaultKind::Unreachable => no_way_to(address),
+        FaultKind::Silent => format!(
+            "varnishd at {address} hangs, or its machine does: look at both, and restart varnishd if it does not come back."
+        ),
+        FaultKind::SilentToPurges => format!(
+            "varnishd at {address} runs, and leaves purges alone unanswered: look at what its VCL does with PURGE (it must \
+             answer by itself, and ask no backend), and at how long its list of bans is (varnishadm ban.list)."
+        ),
+        FaultKind::Disconnects => format!(
+            "What listens at {address} closes the connection: it must be varnishd's port for HTTP, and send_proxy must be \
+             what that port expects. If it is, see why its process ends (varnishadm panic.show)."
+        ),
+        FaultKind::Refuses => "It refuses purges: its VCL or its acl purge must be changed (docs/vcl.md).".to_owned(),
+        FaultKind::Fails => {
+            "It takes purges and fails at them: varnishlog -q 'ReqMethod eq PURGE' on its machine shows \
+                             where (an error in its VCL, or too little workspace)."
+                .to_owned()
+        }
+        FaultKind::Malformed => format!(
+            "What answers at {address} is no Varnish: compare the address with the port on which varnishd takes HTTP."
+        ),
+        FaultKind::FlushesInPart => "Change its VCL as that says; it is told again by itself.".to_owned(),
+        FaultKind::KeepsPages => {
+            "Its VCL says that pages are dropped which it keeps: compare how it purges with docs/vcl.md.".to_owned()
+        }
+        FaultKind::PageUnderWay => {
+            return "A page that was purged is still on its way to it. It serves when that has arrived.".to_owned();
+        }
+        FaultKind::OurShortage | FaultKind::OurSettings => ours(kind),
+    };
+    format!("{todo} It gets what it missed before it serves.")
+}
+
+/// What to do about a web node whose check fails so.
+fn advice_for_web(kind: FaultKind, address: SocketAddr) -> String {
+    match kind {
+        FaultKind::NotListening => format!("Nothing listens at {address}: start its web server."),
+        FaultKind::Unreachable => no_way_to(address),
+        FaultKind::Silent => {
+            format!("The web server at {address} hangs or is overloaded: look at its load and its PHP workers.")
+        }
+        FaultKind::Disconnects => format!(
+            "The web server at {address} closes the connection without an answer: it must take HTTP without TLS there; if \
+             it does, see its error log."
+        ),
+        FaultKind::Refuses => {
+            "It answers, but not as health.web.expect wants: compare health.web.path, health.web.host \
+                               and health.web.expect with what it serves."
+                .to_owned()
+        }
+        FaultKind::Malformed => {
+            format!(
+                "What answers at {address} does not speak HTTP/1.1: compare the address with that of its web server."
+            )
+        }
+        // A web node is sent no purges.
+        FaultKind::Fails
+        | FaultKind::SilentToPurges
+        | FaultKind::FlushesInPart
+        | FaultKind::KeepsPages
+        | FaultKind::PageUnderWay => {
+            "Ask the node itself for that path: what the check needs (database, Redis, search) fails there.".to_owned()
+        }
+        FaultKind::OurShortage | FaultKind::OurSettings => ours(kind),
+    }
+}
+
+fn no_way_to(address: SocketAddr) -> String {
+    format!(
+        "There is no way from here to {address}: see whether its machine runs, and the routes and firewalls between."
+    )
+}
+
+/// What to do about a fault of clearcoat.
+fn ours(kind: FaultKind) -> String {
+    match kind {
+        FaultKind::OurSettings => "Nothing is wrong with the node: put right the setting of clearcoat that is named.",
+        _ => {
+            "Nothing is wrong with the node: clearcoat lacks what is named; raise its limit (LimitNOFILE, ulimit -n), or \
+             find who takes so much."
         }
     }
+    .to_owned()
 }
 
 impl CacheFacts<'_> {
@@ -185,8 +265,8 @@ impl CacheFacts<'_> {
         if let Some(age) = self.lag_age {
             _ = write!(text, ", the oldest for {}", humantime::format_duration(Duration::from_secs(age.as_secs())));
         }
-        if !self.delivery_error.is_empty() {
-            _ = write!(text, ": {}", self.delivery_error);
+        if let Some(fault) = self.fault {
+            _ = write!(text, ": {fault}");
         }
         text
     }
@@ -198,16 +278,12 @@ pub(super) fn drained_since(at_ms: u64) -> String {
     format!("drained by an operator since {}", humantime::format_rfc3339_seconds(at))
 }
 
-/// Whether these words are about a node that says nothing.
-fn is_silence(reason: &str) -> bool {
-    ["no answer", "connecting failed", "timed out", "connection broke"].iter().any(|words| reason.contains(words))
-}
-
 /// The verdict on a node of the configuration whose name has no address.
 pub(super) fn unresolved(reason: &str) -> TrafficVerdict {
     TrafficVerdict {
         state: Standing::Unresolved,
         gets_traffic: false,
+        fault: None,
         why: format!("its name does not resolve: {reason}"),
         advice: "Check the name in its [[node]] table, and this machine's resolver. It is looked up every 2 s."
             .to_owned(),
@@ -218,19 +294,17 @@ pub(super) fn unresolved(reason: &str) -> TrafficVerdict {
 mod tests {
     use super::*;
 
-    const CACHE: CacheFacts = CacheFacts {
-        admitted: true,
-        trial_fenced: false,
-        trial_finding: "",
-        lag: 0,
-        lag_age: None,
-        delivery_error: "",
-    };
+    const CACHE: CacheFacts =
+        CacheFacts { admitted: true, trial_fenced: false, trial_finding: "", lag: 0, lag_age: None, fault: None };
+
+    fn fault(kind: FaultKind, text: &str) -> &'static NodeFault {
+        Box::leak(Box::new(NodeFault::new(kind, text)))
+    }
 
     fn facts(health: Health, cache: CacheFacts<'static>) -> TrafficFacts<'static> {
         let address = SocketAddr::from(([10, 0, 1, 11], 6081));
         let usable = health == Health::Up;
-        let (reason, cache) = (if usable { "" } else { "no answer within 500ms" }, Some(cache));
+        let silent = fault(FaultKind::Silent, "no answer within 500ms");
         TrafficFacts {
             role: Role::Varnish,
             address,
@@ -238,9 +312,9 @@ mod tests {
             drained_at_ms: None,
             usable,
             health,
-            reason,
+            fault: Some(silent).filter(|_| health == Health::Down),
             share: 100,
-            cache,
+            cache: Some(cache),
         }
     }
 
@@ -262,15 +336,66 @@ mod tests {
 
     #[test]
     fn a_node_that_is_behind_says_by_how_much_since_when_and_why() {
-        let delivery_error = "the node answered 405 (is clearcoat's address in its acl purge?)";
-        let cache =
-            CacheFacts { admitted: false, lag: 3, lag_age: Some(Duration::from_secs(72)), delivery_error, ..CACHE };
+        let refuses = fault(FaultKind::Refuses, "the node answered 405 (is clearcoat's address in its acl purge?)");
+        let (lag_age, fault) = (Some(Duration::from_secs(72)), Some(refuses));
+        let cache = CacheFacts { admitted: false, lag: 3, lag_age, fault, ..CACHE };
         let verdict = facts(Health::Up, cache).verdict();
         assert_eq!((verdict.state, verdict.gets_traffic), (Standing::Behind, false));
         let expected =
             "3 purges behind, the oldest for 1m 12s: the node answered 405 (is clearcoat's address in its acl purge?)";
         assert_eq!(verdict.why, expected);
         assert!(verdict.advice.contains("acl purge"), "{}", verdict.advice);
+    }
+
+    /// What is to be done follows from the kind, whatever the words: those of every fault here are of another kind.
+    #[test]
+    fn each_kind_of_fault_of_a_varnish_has_its_own_advice() {
+        let advice = |kind| {
+            let misleading = fault(kind, "connection refused, no answer, in flight, 405");
+            let behind = CacheFacts { admitted: false, lag: 1, fault: Some(misleading), ..CACHE };
+            let verdict = facts(Health::Up, behind).verdict();
+            assert_eq!((verdict.state, verdict.fault), (Standing::Behind, Some(kind)));
+            let down = TrafficFacts { fault: Some(misleading), ..facts(Health::Down, CACHE) }.verdict();
+            assert_eq!((down.state, &down.advice), (Standing::Down, &verdict.advice));
+            verdict.advice
+        };
+        for (kind, expected) in [
+            (FaultKind::NotListening, "start varnishd"),
+            (FaultKind::Unreachable, "routes and firewalls"),
+            (FaultKind::Silent, "hangs"),
+            (FaultKind::SilentToPurges, "leaves purges alone unanswered"),
+            (FaultKind::Disconnects, "send_proxy"),
+            (FaultKind::Refuses, "acl purge"),
+            (FaultKind::Fails, "varnishlog"),
+            (FaultKind::Malformed, "is no Varnish"),
+            (FaultKind::FlushesInPart, "Change its VCL"),
+            (FaultKind::KeepsPages, "which it keeps"),
+            (FaultKind::PageUnderWay, "on its way"),
+            (FaultKind::OurShortage, "LimitNOFILE"),
+            (FaultKind::OurSettings, "setting of clearcoat"),
+        ] {
+            assert!(advice(kind).contains(expected), "{kind}: {}", advice(kind));
+        }
+        let all: std::collections::BTreeSet<String> = FaultKind::ALL.into_iter().map(advice).collect();
+        assert_eq!(all.len(), FaultKind::ALL.len(), "{all:?}");
+    }
+
+    #[test]
+    fn each_kind_of_fault_of_a_web_node_has_its_advice() {
+        for (kind, expected) in [
+            (FaultKind::NotListening, "start its web server"),
+            (FaultKind::Unreachable, "routes and firewalls"),
+            (FaultKind::Silent, "PHP workers"),
+            (FaultKind::Disconnects, "without TLS"),
+            (FaultKind::Refuses, "health.web.expect"),
+            (FaultKind::Fails, "database"),
+            (FaultKind::Malformed, "does not speak HTTP/1.1"),
+            (FaultKind::OurShortage, "LimitNOFILE"),
+        ] {
+            let down = TrafficFacts { role: Role::Web, cache: None, ..facts(Health::Down, CACHE) };
+            let verdict = TrafficFacts { fault: Some(fault(kind, "it fails")), ..down }.verdict();
+            assert!(verdict.advice.contains(expected), "{kind}: {}", verdict.advice);
+        }
     }
 
     #[test]
@@ -289,7 +414,7 @@ mod tests {
         let out = [
             TrafficFacts { weight: 0, ..up() },
             TrafficFacts { weight: 0, drained_at_ms: Some(1), ..up() },
-            TrafficFacts { reason: "", ..facts(Health::Down, CACHE) },
+            TrafficFacts { fault: None, ..facts(Health::Down, CACHE) },
             facts(Health::Unknown, CACHE),
             facts(Health::Up, behind),
             facts(Health::Up, untrusted),

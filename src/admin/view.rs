@@ -81,6 +81,7 @@ struct NodeView<'a> {
     /// Its share of the traffic in percent: below 100 in its slow start.
     share: u32,
     health: Health,
+    /// Why its health check fails; empty if it does not.
     reason: &'a str,
     #[serde(flatten)]
     verdict: TrafficVerdict,
@@ -221,6 +222,7 @@ impl AdminContext {
         let operator = &member.node.operator;
         let weight = operator.weight_over(spec.weight);
         let lag = self.journal.lag(live.cursor());
+        let undelivered = spec.varnish.as_ref().and_then(|_| self.deliveries.fault(&spec.id));
         let varnish = spec.varnish.as_ref().map(|_| VarnishView {
             cursor: live.cursor(),
             saved: saved.get(&spec.id).map(|saved| SavedView { cursor: saved.position, seals: saved.is_sealed }),
@@ -230,7 +232,7 @@ impl AdminContext {
             admitted: self.fence.admits(live),
             seals: live.seals.is_sealing(),
             seals_not: self.deliveries.why_not_sealing(live),
-            delivery_error: self.deliveries.error(&spec.id).unwrap_or_default(),
+            delivery_error: undelivered.as_ref().map_or_else(|| "".into(), |fault| Arc::clone(&fault.text)),
             trial: live.trial(),
             trial_finding: self.trials.finding(&spec.id),
             trial_fenced: !self.trials.admits(live),
@@ -243,7 +245,7 @@ impl AdminContext {
             drained_at_ms: operator.drained_at_ms,
             usable: member.usable,
             health: member.health,
-            reason: &member.reason,
+            fault: member.fault.as_ref(),
             share,
             cache: varnish.as_ref().map(|varnish| CacheFacts {
                 admitted: varnish.admitted,
@@ -251,7 +253,7 @@ impl AdminContext {
                 trial_finding: &varnish.trial_finding,
                 lag: varnish.lag,
                 lag_age: varnish.lag_seconds.map(Duration::from_secs_f64),
-                delivery_error: &varnish.delivery_error,
+                fault: undelivered.as_ref(),
             }),
         };
         NodeView {
@@ -263,7 +265,7 @@ impl AdminContext {
             drained_since: operator.drained_at_ms,
             share,
             health: member.health,
-            reason: &member.reason,
+            reason: member.fault.as_ref().map_or("", |fault| &fault.text),
             verdict: facts.verdict(),
             since: None,
             inflight: live.inflight(),

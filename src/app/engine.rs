@@ -157,6 +157,7 @@ impl Engine {
             ack_timeout: patience,
             max_request: config.purge.max_request,
             token: ArcSwapOption::from_pointee(config.purge.token.clone()),
+            tracer: self.traces.tracer.clone(),
             metrics: Arc::clone(&self.metrics),
             memory: (self.shared_journal.is_some() && has_disk).then(|| config.journal.path.join(file)),
         };

@@ -235,7 +235,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
+    use crate::fleet::{NodeId, Role, SecretHeaders, SendProxy};
 
     fn node(role: Role, id: &str, weight: u32) -> StaticNode {
         let id = NodeId::try_from(id).unwrap();
@@ -248,7 +248,7 @@ mod tests {
             delivery,
             header_limit,
             send_proxy,
-            headers: PurgeHeaders::default(),
+            headers: SecretHeaders::default(),
         }
     }
 

@@ -27,8 +27,9 @@ impl RunningTraces {
     pub(super) fn start(config: &config::Traces, metrics: &Metrics) -> anyhow::Result<Self> {
         let Some(endpoint) = config.endpoint.clone() else { return Ok(RunningTraces::default()) };
         let (tracer, spans) = Tracer::new(config.sample, metrics.spans_dropped.clone());
-        let service_name = config.service_name.clone();
-        let options = ExportOptions { endpoint, service_name, dropped: metrics.spans_dropped.clone() };
+        let config::Traces { ca, headers, service_name, .. } = config.clone();
+        let dropped = metrics.spans_dropped.clone();
+        let options = ExportOptions { endpoint, ca, headers, service_name, dropped };
         let exporter = ExporterThread::start(options, spans).context("traces")?;
         Ok(RunningTraces { tracer: Some(tracer), exporter: Some(exporter) })
     }

@@ -18,7 +18,7 @@ use crate::config::{self, Log, LogFilter, LogFormat, MARKETING_PARAMETERS, MAX_W
 use crate::fleet::{NodeId, PurgeDialect, Role, SendProxy};
 use crate::varnish::vcl::OriginAddress;
 
-use super::vcl::{Varnish, network, origin};
+use super::vcl::{Varnish, network, origin_address};
 use values::{duration, header_limit, host_port, interval, label, node_id, stop_signal, text, timeout, ttl};
 
 /// Register the node beside it in etcd, and run it
@@ -26,9 +26,9 @@ use values::{duration, header_limit, host_port, interval, label, node_id, stop_s
 // The last of a repeated flag wins, so that the flags of an image can be overridden.
 #[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
-        clearcoat agent --role web --port 80 --etcd http://10.0.2.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
-        clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://10.0.2.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \
-        clearcoat agent --role varnish --address 10.0.1.11:6081 --pid-file /run/varnish/varnishd.pid\n  \
+        clearcoat agent --role web --port 80 --etcd http://203.0.113.1:2379 --check http://127.0.0.1/health_check.php -- apache2ctl -DFOREGROUND\n  \
+        clearcoat agent --role varnish --port 6081 --interface eth1 --etcd http://203.0.113.1:2379 -- varnishd -F -a :6081 -f /etc/varnish/default.vcl\n  \
+        clearcoat agent --role varnish --address 192.0.2.11:6081 --pid-file /run/varnish/varnishd.pid\n  \
         clearcoat agent --role varnish --port 6081 --vcl /etc/varnish/clearcoat.vcl --origin clearcoat:8081 -- \\\n    \
             varnishd -F -a :6081 -f /etc/varnish/clearcoat.vcl -T 127.0.0.1:6082 -S /etc/varnish/secret\n\n\
     Every flag FLAG is also the variable CLEARCOAT_AGENT_FLAG, with lists between commas.")]
@@ -169,7 +169,7 @@ struct VclArgs {
     vcl: Option<PathBuf>,
     /// The origin listener of the clearcoats, by name; a name may have an address for each of them, or be repeated
     #[arg(long, value_name = "HOST:PORT", env = "CLEARCOAT_AGENT_ORIGIN", value_delimiter = ',', requires = "vcl")]
-    #[arg(value_parser = origin)]
+    #[arg(value_parser = origin_address)]
     origin: Vec<OriginAddress>,
     /// With --vcl: the networks from which clearcoat purges [default: the addresses of the origins]
     #[arg(long, value_name = "CIDR", env = "CLEARCOAT_AGENT_ALLOW", value_delimiter = ',', requires = "vcl")]
@@ -191,6 +191,13 @@ struct VclArgs {
     secret_file: PathBuf,
 }
 
+/// The variables that an agent reads.
+fn variables() -> Vec<String> {
+    let flags = <Agent as clap::Args>::augment_args(clap::Command::new("agent"));
+    let variables = flags.get_arguments().filter_map(clap::Arg::get_env);
+    variables.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let log = Log { level: self.log_level.clone(), format: self.log_format, ..Log::default() };
@@ -202,6 +209,10 @@ impl Agent {
             }
         };
         super::serve::start_logging(&log);
+        let set = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        for remark in config::stray_agent_variables(set, &variables()) {
+            tracing::warn!("{remark}");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let status = runtime.block_on(agent::run(settings))?;
         // Dropping the runtime would wait for a DNS lookup that is under way.
@@ -338,6 +349,16 @@ mod tests {
     fn settings(arguments: &str) -> Result<AgentSettings, String> {
         let line = AgentLine::try_parse_from(format!("agent {arguments}").split_whitespace());
         line.map_err(|error| error.to_string())?.agent.settings()
+    }
+
+    #[test]
+    fn a_variable_that_no_flag_has_is_remarked() {
+        let remarks = |name: &str| config::stray_agent_variables(std::iter::once(name.to_owned()), &variables());
+        for read in ["CLEARCOAT_AGENT_ROLE", "CLEARCOAT_AGENT_LOG_FORMAT", "CLEARCOAT_EDGE__LISTEN"] {
+            assert_eq!(remarks(read), Vec::<String>::new());
+        }
+        let expected = "CLEARCOAT_AGENT_ADRESS: this variable means nothing; did you mean CLEARCOAT_AGENT_ADDRESS?";
+        assert_eq!(remarks("CLEARCOAT_AGENT_ADRESS"), [expected]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use super::serve::{ServeSignals, control_runtime};
 use crate::app::{Addresses, App};
 use crate::config::{Config, StaticNode};
-use crate::fleet::{NodeId, PurgeDialect, PurgeHeaders, Role, SendProxy};
+use crate::fleet::{NodeId, PurgeDialect, Role, SecretHeaders, SendProxy};
 use crate::http_server;
 use crate::inherited::InheritedSockets;
 use crate::shutdown::{self, Shutdown, Stage};
@@ -76,7 +76,8 @@ async fn run() -> anyhow::Result<()> {
 
     let app = App::start(&config, InheritedSockets::default()).await?;
     app.opened().await;
-    println!("{}", what_to_try(app.addresses(), &std::env::args().next().unwrap_or_else(|| "clearcoat".into())));
+    let program = std::env::args().next().unwrap_or_else(|| "clearcoat".into());
+    println!("{}", what_to_try(app.addresses(), &program, varnish.last().and_then(Varnishd::group)));
 
     signals.ended(no_reload, || {}).await;
     println!("\nending the fleet …");
@@ -126,7 +127,7 @@ fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
         delivery: None,
         header_limit: None,
         send_proxy: SendProxy::Off,
-        headers: PurgeHeaders::default(),
+        headers: SecretHeaders::default(),
     }
 }
 
@@ -158,11 +159,23 @@ async fn start_varnish(folder: &Path, origin: SocketAddr) -> anyhow::Result<Vec<
     Ok(started)
 }
 
-fn what_to_try(addresses: &Addresses, program: &str) -> String {
+/// `group`: the process group of the last Varnish.
+fn what_to_try(addresses: &Addresses, program: &str, group: Option<u32>) -> String {
     let first = |addresses: &[SocketAddr]| addresses.first().map(ToString::to_string).unwrap_or_default();
     let (edge, purge, admin) = (first(&addresses.edge), first(&addresses.purge), first(&addresses.admin));
     let endpoint = if purge.ends_with(":6081") { String::new() } else { format!(" --endpoint http://{purge}") };
     let admin_option = if admin.ends_with(":9180") { String::new() } else { format!(" --admin http://{admin}") };
+    let hang = group.map_or_else(String::new, |group| {
+        format!(
+            "\
+Let a Varnish hang, purge, and let it go on: the purge does not wait for it, and no old page of it is seen.
+
+  kill -s STOP -- -{group}
+  {program} purge{endpoint} --tag cat_p_1
+  kill -s CONT -- -{group}
+"
+        )
+    });
     format!(
         "\
 A shop with {WEB_NODES} web nodes and {VARNISH_NODES} Varnish, and clearcoat in front:
@@ -180,7 +193,7 @@ Try, in another terminal:
   curl -si http://{edge}/product/1.html | grep -E 'Cache-Debug|Price|Rendered'   # MISS, the new price
   {program} status{admin_option}
 
-Stop one Varnish (kill -STOP) and purge again: that costs the purge nothing, and when it goes on, no old page of it is seen.
+{hang}
 Ctrl-C ends everything and leaves nothing behind."
     )
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::ArgGroup;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
@@ -148,10 +148,14 @@ impl PurgeCommand {
         if !response.status().is_success() {
             let reason =
                 serde_json::from_str(&body).map_or_else(|_| body.into_owned(), |refusal: RefusedAnswer| refusal.error);
-            bail!("{}: {}", response.status(), printable(reason.trim()));
+            bail!("{} answered {}: {}", self.endpoint, response.status(), printable(reason.trim()));
         }
-        let answer: AcceptedAnswer = serde_json::from_str(&body)
-            .with_context(|| format!("the answer of {} is not that of a purge listener", self.endpoint))?;
+        let answer: AcceptedAnswer = serde_json::from_str(&body).map_err(|_| {
+            anyhow!(
+                "the answer of {} is not clearcoat's; is that its purge listener (purge.listen, port 6081)?",
+                self.endpoint
+            )
+        })?;
         Ok(printable(&if self.json { body.trim().to_owned() } else { answer.to_string() }))
     }
 }

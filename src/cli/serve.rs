@@ -52,6 +52,9 @@ fn say_what_was_read(source: &ConfigSource, config: &Config) {
     let (varnish, web) = (count(Role::Varnish), count(Role::Web));
     let (registry, journal) = (config.registry.kind, config.journal.kind);
     tracing::info!(file, varnish, web, ?registry, ?journal, "configuration read");
+    for remark in source.remarks(config) {
+        tracing::warn!("{remark}");
+    }
 }
 
 async fn serve(source: ConfigSource, config: Config, inherited: InheritedSockets) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use http::Request;
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -24,13 +24,16 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
 
+/// For those who ask another listener, the edge above all.
+const WHICH_LISTENER: &str = "is that the admin listener (admin.listen, port 9180)?";
+
 /// In bytes: room for tens of thousands of nodes.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// Show the fleet: who is healthy, who gets traffic, who is behind; or who purged what
+/// Show the fleet: who is healthy, who gets traffic, who is behind; or who purged what. Fails if it is not ready for traffic
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  clearcoat status --admin http://10.0.0.2:9180 --watch\n  clearcoat status --purges"
+    after_help = "Examples:\n  clearcoat status --admin http://192.0.2.2:9180 --watch\n  clearcoat status --purges"
 )]
 pub(super) struct Status {
     /// The admin listener
@@ -54,15 +57,20 @@ impl Status {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let stdout = std::io::stdout();
         if self.ready {
-            writeln!(&stdout, "{}", self.ask("/readyz").await?.trim_end())?;
-            return Ok(());
+            return match self.not_ready().await? {
+                Some(reason) => bail!("{} is not ready: {reason}", self.admin),
+                None => Ok(writeln!(&stdout, "ready")?),
+            };
         }
         let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if !self.watch {
             let answer = self.look().await?;
             let text = if self.json { answer } else { self.table(&answer, colour)? };
             writeln!(&stdout, "{}", text.trim_end())?;
-            return Ok(());
+            return match self.not_ready().await? {
+                Some(reason) if !self.purges => bail!("{} is not ready: {reason}", self.admin),
+                _ => Ok(()),
+            };
         }
         loop {
             // During a restart an error is shown, and the next attempt may succeed.
@@ -80,19 +88,28 @@ impl Status {
     }
 
     async fn look(&self) -> anyhow::Result<String> {
-        self.ask(if self.purges { "/api/v1/purges/all" } else { "/api/v1/fleet" }).await
+        let path = if self.purges { "/api/v1/purges/all" } else { "/api/v1/fleet" };
+        let (status, body) = self.ask(path).await?;
+        match status.as_u16() {
+            200..=299 => Ok(body),
+            // Its own words say what to do.
+            421 => bail!("{} answered {status}: {}", self.admin, printable(body.trim())),
+            _ => bail!("{} answered {status}: {}; {WHICH_LISTENER}", self.admin, printable(body.trim())),
+        }
     }
 
-    async fn ask(&self, path: &str) -> anyhow::Result<String> {
+    /// Why no traffic should be sent to it, if none should: as a load balancer sees it.
+    async fn not_ready(&self) -> anyhow::Result<Option<String>> {
+        let (status, body) = self.ask("/readyz").await?;
+        Ok((!status.is_success()).then(|| printable(body.trim())))
+    }
+
+    async fn ask(&self, path: &str) -> anyhow::Result<(http::StatusCode, String)> {
         let request = Request::get(path).body(Full::default())?;
         let answer: http::Response<Bytes> = tokio::time::timeout(TIMEOUT, self.admin.send(request, MAX_ANSWER))
             .await
             .with_context(|| format!("{} has not answered within {} s", self.admin, TIMEOUT.as_secs()))??;
-        let body = String::from_utf8_lossy(answer.body()).into_owned();
-        if !answer.status().is_success() {
-            bail!("{} answered {}: {}", self.admin, answer.status(), printable(body.trim()));
-        }
-        Ok(body)
+        Ok((answer.status(), String::from_utf8_lossy(answer.body()).into_owned()))
     }
 
     fn table(&self, answer: &str, colour: bool) -> anyhow::Result<String> {
@@ -101,7 +118,12 @@ impl Status {
         } else {
             serde_json::from_str(answer).map(|fleet: Fleet| fleet.table(colour))
         };
-        table.with_context(|| format!("the answer of {} is not that of an admin listener", self.admin))
+        table.map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => {
+                anyhow!("the answer of {} is of another version of clearcoat: {error}", self.admin)
+            }
+            _ => anyhow!("{} sent no JSON; {WHICH_LISTENER}", self.admin),
+        })
     }
 }
 
@@ -174,6 +196,9 @@ struct NodeRow {
     /// Why it gets none, or not its full share.
     #[serde(default)]
     why: String,
+    /// What to do about that.
+    #[serde(default)]
+    advice: String,
     inflight: u64,
     /// Its source no longer lists it.
     #[serde(default)]
@@ -202,6 +227,12 @@ impl NodeRow {
             }
         }
         notes.join("; ")
+    }
+
+    /// What to do about a node that gets no traffic, on a line below the table.
+    fn advised(&self) -> Option<String> {
+        let is_wanted = !self.gets_traffic && !self.advice.is_empty();
+        is_wanted.then(|| printable(&format!("{} {}: {}", self.role, self.id, self.advice)))
     }
 
     fn cells(&self) -> [String; COLUMNS.len()] {
@@ -239,6 +270,10 @@ impl Fleet {
         }
         let rows: Vec<_> = self.nodes.iter().map(NodeRow::cells).collect();
         push_table(&mut table, &COLUMNS, &rows, colour);
+        let advised: Vec<String> = self.nodes.iter().filter_map(NodeRow::advised).collect();
+        if !advised.is_empty() {
+            _ = writeln!(table, "\n{}", advised.join("\n"));
+        }
         for absent in &self.absent {
             _ = writeln!(table, "\n{}", absent.line());
         }
@@ -310,7 +345,8 @@ mod tests {
             {"role":"varnish","id":"varnish-1","address":"10.0.1.11:6081","health":"up","gets_traffic":true,"why":"",
              "inflight":3,"lag":0,"delivery_error":""},
             {"role":"varnish","id":"varnish-2","address":"10.0.1.12:6081","health":"up","gets_traffic":false,
-             "why":"2 purges behind, the oldest for 3s: timed out","inflight":0,"lag":2,"delivery_error":"timed out"},
+             "why":"2 purges behind, the oldest for 3s: timed out","advice":"Look at it.","inflight":0,"lag":2,
+             "delivery_error":"timed out"},
             {"role":"web","id":"web-1","address":"10.0.0.5:80","health":"down","gets_traffic":false,
              "why":"connection refused","inflight":0},
             {"role":"web","id":"web-2","address":"10.0.0.6:80","health":"up","gets_traffic":false,
@@ -329,6 +365,8 @@ varnish  varnish-1  10.0.1.11:6081  up      yes      3         0
 varnish  varnish-2  10.0.1.12:6081  up      no       0         2    2 purges behind, the oldest for 3s: timed out
 web      web-1      10.0.0.5:80     down    no       0         -    connection refused
 web      web-2      10.0.0.6:80     up      no       12        -    drained: its weight is 0
+
+varnish varnish-2: Look at it.
 ";
         assert_eq!(fleet().table(false), expected);
     }
@@ -352,7 +390,7 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained: its
             table.starts_with("fleet version 7   journal disk   head 42   fence 42   registry etcd\n\n"),
             "{table}"
         );
-        assert!(table.ends_with("drained: its weight is 0; retained (not registered any more)\n"), "{table}");
+        assert!(table.contains("drained: its weight is 0; retained (not registered any more)\n"), "{table}");
         let registry = r#"{"kind":"etcd","connected":false,"last_contact_seconds":12.4,"problem":"no leader"}"#;
         fleet.registry = serde_json::from_str(registry).unwrap();
         let table = fleet.table(false);

@@ -6,15 +6,18 @@
 mod etcd;
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use super::headers::{self, Carrier};
 use super::node::{NodeFacts, is_host_port};
 use super::{
-    Config, Dns, Edge, FirstStart, JournalKind, Limits, Log, ProxyProtocol, RegistryKind, StaticNode, Token, WebChecks,
-    headers,
+    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Limits, Log, OtlpEndpoint, ProxyProtocol, RegistryKind,
+    StaticNode, Token, Traces, WebChecks,
 };
 use crate::fleet::Role;
 use crate::purge::may_purge;
@@ -75,6 +78,30 @@ impl RuleCheck {
 }
 
 impl Config {
+    /// The files that are wanted at the start and cannot be read. Those of header fields are read with their values, and
+    /// tokens with theirs.
+    pub(super) fn unreadable_files(&self) -> Vec<Violation> {
+        let mut rules = RuleCheck::default();
+        let mut wants = |key: String, file: &Path| {
+            // An empty path is said elsewhere to be wrong.
+            let unreadable = (file != Path::new("")).then(|| read_a_byte(file).err()).flatten();
+            let reason = unreadable.map(|error| format!("cannot be read: {error}"));
+            rules.require(reason.is_none(), key, reason.unwrap_or_default());
+        };
+        for (index, table) in self.edge.tls.iter().enumerate() {
+            wants(format!("edge.tls[{index}].cert"), &table.cert);
+            wants(format!("edge.tls[{index}].key"), &table.key);
+        }
+        let Etcd { ca, cert, key, password_file, .. } = &self.registry.etcd;
+        let of_etcd = [("ca", ca), ("cert", cert), ("key", key), ("password_file", password_file)];
+        let named = of_etcd.into_iter().filter_map(|(name, file)| Some((name, file.as_deref()?)));
+        named.for_each(|(name, file)| wants(format!("registry.etcd.{name}"), file));
+        if let Some(ca) = &self.traces.ca {
+            wants("traces.ca".to_owned(), ca);
+        }
+        rules.0
+    }
+
     /// Every rule that this configuration breaks.
     pub(super) fn check(&self) -> Vec<Violation> {
         let mut rules = RuleCheck::default();
@@ -93,7 +120,7 @@ impl Config {
         let in_bounds = MAX_REQUEST.contains(&self.purge.max_request);
         rules.require(in_bounds, "purge.max_request", format!("must be {least} to {most} bytes"));
         check_methods(&self.purge.methods, &mut rules);
-        for (name, reason) in headers::faults(&self.purge.headers) {
+        for (name, reason) in headers::faults(&self.purge.headers, Carrier::Purges) {
             rules.require(false, format!("purge.headers.{name}"), reason);
         }
         check_nodes(&self.nodes, &mut rules);
@@ -122,10 +149,7 @@ impl Config {
         rules.require(self.shutdown.drain <= LONGEST_DRAIN, "shutdown.drain", "must be at most 1h; 0s cuts at once");
         check_hosts(&self.admin.hosts, &mut rules);
         check_log(&self.log, &mut rules);
-        let reason = "must be 0 to 1, the share of requests and purges";
-        rules.require((0.0..=1.0).contains(&self.traces.sample), "traces.sample", reason);
-        let is_named = !self.traces.service_name.trim().is_empty();
-        rules.require(is_named, "traces.service_name", "must be a name such as clearcoat");
+        check_traces(&self.traces, &mut rules);
         rules.0
     }
 
@@ -161,7 +185,7 @@ impl Config {
             registry.kind != RegistryKind::Dns || !(registry.dns.web.is_empty() && registry.dns.varnish.is_empty());
         rules.require(has_names, "registry.dns", "web or varnish must hold a name when registry.kind is dns");
         let is_reachable = self.replica.address.as_deref().is_none_or(is_host_port);
-        rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 10.0.0.2:6081");
+        rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 192.0.2.2:6081");
         let by_one_way = self.replica.peers.is_empty() || self.journal.kind != JournalKind::Etcd;
         let reason = "must be empty when journal.kind is etcd, which is used then: replicas find each other and each other's \
                       purges there; set journal.kind to disk or memory to use the peers";
@@ -208,7 +232,8 @@ fn check_dns(dns: &Dns, rules: &mut RuleCheck) {
                 name.starts_with('_') && name.split('.').nth(1).is_some_and(|proto| proto.starts_with('_'));
             let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
             let key = format!("registry.dns.{role}[{index}]");
-            let reason = "wanted NAME:PORT such as web.shop.internal:80, or _SERVICE._PROTO.NAME such as _http._tcp.shop.internal";
+            let reason =
+                "wanted NAME:PORT such as web.shop.example:80, or _SERVICE._PROTO.NAME such as _http._tcp.shop.example";
             rules.require((is_service && is_name) || is_host_port(name), key, reason);
         }
     }
@@ -233,7 +258,8 @@ fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
     let reason = "must be at least 1; set edge.when_all_behind to serve or refuse for no bypass";
     rules.require(edge.bypass_max_requests_per_node >= 1, "edge.bypass_max_requests_per_node", reason);
     let has_senders = edge.proxy_protocol == ProxyProtocol::Off || !edge.trusted_proxies.is_empty();
-    let reason = "must hold who sends the PROXY header when edge.proxy_protocol is accept, such as [\"10.9.0.0/16\"]";
+    let reason =
+        "must hold who sends the PROXY header when edge.proxy_protocol is accept, such as [\"198.51.100.0/24\"]";
     rules.require(has_senders, "edge.trusted_proxies", reason);
     let reason = format!(
         "must be empty or a header name of letters, digits and !#$%&'*+-.^`|~ such as SSL-OFFLOADED, but none of {}",
@@ -255,7 +281,7 @@ fn check_parameters(key: &str, names: &[String], rules: &mut RuleCheck) {
 fn check_hosts(hosts: &[String], rules: &mut RuleCheck) {
     for (index, host) in hosts.iter().enumerate() {
         let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        let reason = "wanted a host name such as clearcoat.shop.internal, without a port";
+        let reason = "wanted a host name such as clearcoat.shop.example, without a port";
         rules.require(is_name && !host.ends_with('.'), format!("admin.hosts[{index}]"), reason);
     }
 }
@@ -264,6 +290,19 @@ fn check_log(log: &Log, rules: &mut RuleCheck) {
     let reason = "must be 0 to 1, the share of requests; requests that failed always have a line";
     rules.require((0.0..=1.0).contains(&log.access_sample), "log.access_sample", reason);
     check_parameters("log.redact_query", &log.redact_query, rules);
+}
+
+fn check_traces(traces: &Traces, rules: &mut RuleCheck) {
+    let reason = "must be 0 to 1, the share of requests and purges";
+    rules.require((0.0..=1.0).contains(&traces.sample), "traces.sample", reason);
+    let is_named = !traces.service_name.trim().is_empty();
+    rules.require(is_named, "traces.service_name", "must be a name such as clearcoat");
+    let is_encrypted = traces.endpoint.as_ref().is_some_and(OtlpEndpoint::is_encrypted);
+    let reason = "only for an https endpoint (traces.endpoint)";
+    rules.require(traces.ca.is_none() || is_encrypted, "traces.ca", reason);
+    for (name, reason) in headers::faults(&traces.headers, Carrier::Spans) {
+        rules.require(false, format!("traces.headers.{name}"), reason);
+    }
 }
 
 fn check_limits(limits: &Limits, rules: &mut RuleCheck) {
@@ -303,7 +342,7 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut RuleCheck) {
             send_proxy: node.send_proxy,
         };
         facts.faults().into_iter().for_each(|(name, reason)| rules.require(false, key(name), reason));
-        for (name, reason) in headers::faults(&node.headers) {
+        for (name, reason) in headers::faults(&node.headers, Carrier::Purges) {
             rules.require(false, key(&format!("headers.{name}")), reason);
         }
         let is_known = role == Role::Varnish || node.headers.is_empty();
@@ -328,6 +367,11 @@ fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
         rules.require((100..=599).contains(status), key, "must be 100 to 599");
     }
     rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
+}
+
+/// Fails if this is no file that can be read; a directory can be opened.
+fn read_a_byte(file: &Path) -> io::Result<()> {
+    File::open(file)?.read(&mut [0]).map(drop)
 }
 
 /// The token in the file that this key names, if it names one.

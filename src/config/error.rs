@@ -5,8 +5,13 @@ use std::io;
 
 use super::Config;
 use super::check::Violation;
+use super::nearest::nearest;
+use super::places::{KeyPlaces, TextPlace};
 use super::raw::{Located, PathStep, Raw};
 use super::read::Reason;
+
+/// The most keys of other tables that are named for one that is unknown.
+const MOST_MEANT: usize = 3;
 
 /// One thing that is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +47,7 @@ pub enum ConfigError {
     /// A key or its value.
     #[error("{source_name}: {key}{}: {reason}", value.as_ref().map(|value| format!(" = {value}")).unwrap_or_default())]
     Key {
-        /// The file or the variable; `default` for a default that does not go with what was set.
+        /// `FILE:LINE:COLUMN`, or the variable; `default` for a default that does not go with what was set.
         source_name: String,
         /// Such as `edge.listen[0]`, counted from 0.
         key: String,
@@ -55,15 +60,8 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(super) fn syntax(file: &str, text: &str, error: &toml::de::Error) -> Self {
-        let start = error.span().map_or(0, |span| span.start);
-        let before = text.get(..start).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        ConfigError::Syntax {
-            file: file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            message: error.message().replace('\n', "; "),
-        }
+        let TextPlace { line, column } = TextPlace::of(text, error.span().map_or(0, |span| span.start));
+        ConfigError::Syntax { file: file.to_owned(), line, column, message: error.message().replace('\n', "; ") }
     }
 }
 
@@ -98,13 +96,15 @@ impl std::error::Error for ConfigErrors {}
 
 /// Collects errors while a configuration is read.
 pub(super) struct ErrorReport {
-    file: Option<String>,
+    /// The file, and where its keys stand.
+    file: Option<(String, KeyPlaces)>,
     errors: Vec<ConfigError>,
 }
 
 impl ErrorReport {
-    pub(super) fn new(file: Option<String>) -> Self {
-        ErrorReport { file, errors: Vec::new() }
+    /// `file`: its name and its text.
+    pub(super) fn new(file: Option<(String, &str)>) -> Self {
+        ErrorReport { file: file.map(|(name, text)| (name, KeyPlaces::of(text))), errors: Vec::new() }
     }
 
     pub(super) fn push(&mut self, error: ConfigError) {
@@ -123,8 +123,9 @@ impl ErrorReport {
             }
         }
         let source_name = self.source_of(&found);
+        let reason = reason.suggesting(meant(reason, &found).as_deref());
         let value = shown(&found.key, found.value);
-        self.errors.push(ConfigError::Key { source_name, key: found.key, value, reason: reason.to_string() });
+        self.errors.push(ConfigError::Key { source_name, key: found.key, value, reason });
     }
 
     /// A readable value that is not allowed. Says nothing about a key that is blamed already.
@@ -151,8 +152,14 @@ impl ErrorReport {
     }
 
     fn source_of(&self, found: &Located) -> String {
-        let file = || self.file.clone().unwrap_or_else(|| "default".to_owned());
-        found.variable.clone().unwrap_or_else(file)
+        let in_file = || match &self.file {
+            Some((file, places)) => match places.find(&found.key) {
+                Some(place) => format!("{file}:{place}"),
+                None => file.clone(),
+            },
+            None => "default".to_owned(),
+        };
+        found.variable.clone().unwrap_or_else(in_file)
     }
 
     /// Whether an error names this key, or an item of it.
@@ -163,6 +170,28 @@ impl ErrorReport {
             }
             _ => false,
         })
+    }
+}
+
+/// What may have been meant: a word that is nearly so, or the same key of another table.
+fn meant(reason: &Reason, found: &Located) -> Option<String> {
+    match reason {
+        Reason::UnknownKey(allowed) => {
+            let (table, written) = found.key.rsplit_once('.').unwrap_or(("", &found.key));
+            if let Some(near) = nearest(written, allowed.iter().copied()) {
+                let dot = if table.is_empty() { "" } else { "." };
+                return Some(format!("{table}{dot}{near}"));
+            }
+            let keys = Config::keys();
+            let same = keys.iter().filter(|key| key.rsplit('.').next() == Some(written));
+            let same: Vec<&str> = same.map(String::as_str).collect();
+            (1..=MOST_MEANT).contains(&same.len()).then(|| same.join(" or "))
+        }
+        Reason::UnknownValue(allowed) => {
+            let written = found.value.as_deref()?.trim_matches('"');
+            nearest(written, allowed.iter().copied()).map(str::to_owned)
+        }
+        Reason::Missing(_) | Reason::Other(_) => None,
     }
 }
 

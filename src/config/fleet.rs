@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::node::is_host_port;
 use super::optional::empty_is_none;
 use super::{headers, text};
-use crate::fleet::{NodeId, PurgeDialect, PurgeHeaders, Role, SendProxy};
+use crate::fleet::{NodeId, PurgeDialect, Role, SecretHeaders, SendProxy};
 
 /// `[registry]`: where nodes are learnt from, beside the `[[node]]` tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -190,8 +190,8 @@ pub struct StaticNode {
     pub send_proxy: SendProxy,
     /// Header fields that every purge and every health check to this Varnish carries, over `purge.headers`; none for a web
     /// node.
-    #[serde(default, deserialize_with = "headers::table", skip_serializing_if = "PurgeHeaders::is_empty")]
-    pub headers: PurgeHeaders,
+    #[serde(default, deserialize_with = "headers::table", skip_serializing_if = "SecretHeaders::is_empty")]
+    pub headers: SecretHeaders,
 }
 
 fn one() -> u32 {

@@ -1,7 +1,8 @@
-//! `purge.headers` and `node.headers`: fields by which a VCL knows who may purge.
+//! `purge.headers` and `node.headers`: fields by which a VCL knows who may purge; `traces.headers`: by which a collector knows
+//! whose spans these are.
 //!
-//! A value is text, or `{ file = "…" }`: the file is read again for each batch of purges and each health check, so that a
-//! key can be changed in both places without a restart.
+//! A value is text, or `{ file = "…" }`: the file is read again for each batch and each health check, so that a key can be
+//! changed in both places without a restart.
 
 use std::fmt;
 use std::fs::File;
@@ -10,14 +11,13 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
-use crate::fleet::{FieldValue, PurgeHeaders};
+use crate::fleet::{FieldValue, SecretHeaders};
 
 /// The longest value, in bytes: Varnish takes 8 KiB with the name, and other fields stand beside it.
 const LONGEST: u64 = 4096;
 
-/// Fields that say where a request goes, how it is framed, or what is purged.
-const TAKEN: [&str; 14] = [
-    "authorization",
+/// Fields that say where a request goes and how it is framed.
+const FRAMING: [&str; 10] = [
     "connection",
     "content-length",
     "expect",
@@ -27,11 +27,42 @@ const TAKEN: [&str; 14] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "x-magento-purge-soft",
-    "x-magento-tags-pattern",
-    "x-pool",
     "via",
 ];
+
+/// What the fields are sent with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrier {
+    /// Purges and health checks to a Varnish.
+    Purges,
+    /// Spans to a collector.
+    Spans,
+}
+
+impl Carrier {
+    /// Why a field of this name cannot be sent with it; `None` if it can.
+    fn objection(self, name: &str) -> Option<&'static str> {
+        let lower = name.to_ascii_lowercase();
+        let is_name = http::HeaderName::try_from(name).is_ok();
+        let is_framing = FRAMING.contains(&&*lower) || lower.starts_with("proxy-");
+        match self {
+            Carrier::Purges => {
+                let is_purged_by = lower.starts_with("xkey")
+                    || lower.starts_with("x-clearcoat-")
+                    || ["authorization", "x-magento-purge-soft", "x-magento-tags-pattern", "x-pool"].contains(&&*lower);
+                let wanted = "wanted a header name of letters, digits and !#$%&'*+-.^_`|~ such as X-Purge-Key, and none \
+                              that says what is purged, where it goes or how it is framed";
+                (!is_name || is_framing || is_purged_by).then_some(wanted)
+            }
+            Carrier::Spans => {
+                let is_content = lower.starts_with("content-");
+                let wanted = "wanted a header name of letters, digits and !#$%&'*+-.^_`|~ such as Authorization, and none \
+                              that says what is sent, where it goes or how it is framed";
+                (!is_name || is_framing || is_content).then_some(wanted)
+            }
+        }
+    }
+}
 
 /// Why a field cannot be sent. Never repeats its value.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -47,7 +78,7 @@ pub struct HeaderError {
 ///
 /// # Errors
 /// A file that cannot be read, or that holds no value.
-pub async fn reveal(headers: &PurgeHeaders) -> Result<Vec<(String, String)>, HeaderError> {
+pub async fn reveal(headers: &SecretHeaders) -> Result<Vec<(String, String)>, HeaderError> {
     let has_files = headers.iter().any(|(_, value)| matches!(value, FieldValue::File(_)));
     if !has_files {
         return read(headers);
@@ -55,11 +86,11 @@ pub async fn reveal(headers: &PurgeHeaders) -> Result<Vec<(String, String)>, Hea
     let headers = headers.clone();
     match tokio::task::spawn_blocking(move || read(&headers)).await {
         Ok(read) => read,
-        Err(_) => Err(HeaderError { name: "of a purge".to_owned(), reason: "the runtime ends".to_owned() }),
+        Err(_) => Err(HeaderError { name: "of a request".to_owned(), reason: "the runtime ends".to_owned() }),
     }
 }
 
-fn read(headers: &PurgeHeaders) -> Result<Vec<(String, String)>, HeaderError> {
+fn read(headers: &SecretHeaders) -> Result<Vec<(String, String)>, HeaderError> {
     let revealed = headers.iter().map(|(name, value)| match value_of(value) {
         Ok(value) => Ok((name.to_owned(), value)),
         Err(reason) => Err(HeaderError { name: name.to_owned(), reason }),
@@ -67,22 +98,13 @@ fn read(headers: &PurgeHeaders) -> Result<Vec<(String, String)>, HeaderError> {
     revealed.collect()
 }
 
-/// What is wrong with fields, by name.
-pub(super) fn faults(headers: &PurgeHeaders) -> Vec<(String, String)> {
+/// What is wrong with fields that are sent so, by name.
+pub(super) fn faults(headers: &SecretHeaders, carrier: Carrier) -> Vec<(String, String)> {
     let fault = |(name, value)| {
-        let reason = if is_free(name) { value_of(value).err() } else { Some(NAME_WANTED.to_owned()) };
+        let reason = carrier.objection(name).map(str::to_owned).or_else(|| value_of(value).err());
         reason.map(|reason| (name.to_owned(), reason))
     };
     headers.iter().filter_map(fault).collect()
-}
-
-const NAME_WANTED: &str = "wanted a header name of letters, digits and !#$%&'*+-.^_`|~ such as X-Purge-Key, and none that \
-                           says what is purged, where it goes or how it is framed";
-
-fn is_free(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    let is_ours = lower.starts_with("xkey") || lower.starts_with("x-clearcoat-") || lower.starts_with("proxy-");
-    http::HeaderName::try_from(name).is_ok() && !is_ours && !TAKEN.contains(&&*lower)
 }
 
 fn value_of(value: &FieldValue) -> Result<String, String> {
@@ -111,13 +133,13 @@ fn checked(value: &str, what: &str) -> Result<String, String> {
 struct HeadersVisitor;
 
 impl<'de> Visitor<'de> for HeadersVisitor {
-    type Value = PurgeHeaders;
+    type Value = SecretHeaders;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a table of header names such as { X-Purge-Key = { file = \"/run/secrets/purge-key\" } }")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PurgeHeaders, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretHeaders, A::Error> {
         let mut fields = Vec::new();
         while let Some((name, HeaderText(value))) = map.next_entry()? {
             fields.push((name, value));
@@ -127,7 +149,7 @@ impl<'de> Visitor<'de> for HeadersVisitor {
 }
 
 /// Reads the table.
-pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PurgeHeaders, D::Error> {
+pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretHeaders, D::Error> {
     deserializer.deserialize_map(HeadersVisitor)
 }
 
@@ -176,16 +198,23 @@ mod tests {
             let reason = checked(bad, "it").unwrap_err();
             assert!(bad.len() < 3 || !reason.contains(bad), "{reason}");
         }
-        assert!(is_free("X-Purge-Key") && is_free("X_Key"));
-        for taken in ["", "a b", "Host", "X-POOL", "xkey-purge", "X-Clearcoat-Flush", "Transfer-Encoding", "a:"] {
-            assert!(!is_free(taken), "{taken}");
+        let is_free = |carrier: Carrier, name: &str| carrier.objection(name).is_none();
+        for free in ["X-Purge-Key", "X_Key"] {
+            assert!(is_free(Carrier::Purges, free) && is_free(Carrier::Spans, free), "{free}");
         }
+        for taken in ["", "a b", "Host", "Transfer-Encoding", "Proxy-Authorization", "a:"] {
+            assert!(!is_free(Carrier::Purges, taken) && !is_free(Carrier::Spans, taken), "{taken}");
+        }
+        for of_purges in ["X-POOL", "xkey-purge", "X-Clearcoat-Flush", "Authorization"] {
+            assert!(!is_free(Carrier::Purges, of_purges) && is_free(Carrier::Spans, of_purges), "{of_purges}");
+        }
+        assert!(!is_free(Carrier::Spans, "Content-Type"));
     }
 
     #[tokio::test]
     async fn a_file_is_read_each_time_and_its_content_never_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let headers: PurgeHeaders =
+        let headers: SecretHeaders =
             [("X-Key".to_owned(), FieldValue::File(file.path().to_owned()))].into_iter().collect();
         for key in ["one\n", "two"] {
             std::fs::write(file.path(), key).unwrap();

@@ -41,7 +41,7 @@ impl NodeFacts<'_> {
         };
         let is_varnish = self.role == Role::Varnish;
         require(is_host_port(self.address), "address", &|| {
-            "wanted HOST:PORT such as 10.0.1.11:6081, [fd00::1]:80 or web-1.shop:80".to_owned()
+            "wanted HOST:PORT such as 192.0.2.11:6081, [2001:db8::1]:80 or web-1.shop.example:80".to_owned()
         });
         require(self.weight <= MAX_WEIGHT, "weight", &|| format!("must be 0 to {MAX_WEIGHT}"));
         for (name, is_set) in [("delivery", self.has_delivery), ("header_limit", self.header_limit.is_some())] {

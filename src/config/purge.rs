@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optional::empty_is_none;
 use super::{Token, headers, text};
-use crate::fleet::PurgeHeaders;
+use crate::fleet::SecretHeaders;
 use crate::purge::PurgeRules;
 
 /// `[purge]`: Magento to every Varnish.
@@ -27,8 +27,8 @@ pub struct PurgeListener {
     pub methods: Vec<String>,
     /// Header fields that every purge and every health check to any Varnish carries, for a VCL that knows by them who may
     /// purge. A value is text or `{ file = "…" }`; `node.headers` counts before it. Default: none.
-    #[serde(deserialize_with = "headers::table", skip_serializing_if = "PurgeHeaders::is_empty")]
-    pub headers: PurgeHeaders,
+    #[serde(deserialize_with = "headers::table", skip_serializing_if = "SecretHeaders::is_empty")]
+    pub headers: SecretHeaders,
     /// A file with the bearer token that a purge must carry as well; empty (the default) wants none.
     #[serde(with = "empty_is_none")]
     pub token_file: Option<PathBuf>,
@@ -73,7 +73,7 @@ impl Default for PurgeListener {
                 v6(0xfc00, 0, 7),
             ],
             methods: PurgeRules::default().methods,
-            headers: PurgeHeaders::default(),
+            headers: SecretHeaders::default(),
             token_file: None,
             token: None,
             ack_timeout: Duration::from_secs(1),

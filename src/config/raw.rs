@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use toml::Value;
 
-const PREFIX: &str = "CLEARCOAT_";
+/// What the names of all our variables begin with.
+pub(super) const PREFIX: &str = "CLEARCOAT_";
+
+/// Names the file when the command line does not. It is no key.
+pub(super) const FILE_VARIABLE: &str = "CLEARCOAT_CONFIG";
+
 const BETWEEN_LEVELS: &str = "__";
 
 /// A variable of one level that is ours; its value is the whole list of nodes.
@@ -12,6 +17,12 @@ const NODES: &str = "NODE";
 
 /// Longer values are cut off in messages.
 const SHOWN_CHARS: usize = 80;
+
+/// Whether a variable is one of the configuration.
+pub(super) fn is_read(variable: &str) -> bool {
+    let name = variable.strip_prefix(PREFIX);
+    name.is_some_and(|name| name.contains(BETWEEN_LEVELS) || name.eq_ignore_ascii_case(NODES))
+}
 
 /// One value of the tree.
 #[derive(Clone, Debug)]
@@ -57,11 +68,10 @@ impl Raw {
     pub(super) fn override_from(&mut self, env: Vec<(String, String)>) -> Vec<(String, String)> {
         let mut misplaced = Vec::new();
         for (variable, text) in env {
-            let Some(name) = variable.strip_prefix(PREFIX) else { continue };
-            if !name.contains(BETWEEN_LEVELS) && !name.eq_ignore_ascii_case(NODES) {
+            if !is_read(&variable) {
                 continue;
             }
-            let name = name.to_ascii_lowercase();
+            let name = variable[PREFIX.len()..].to_ascii_lowercase();
             let levels: Vec<&str> = name.split(BETWEEN_LEVELS).collect();
             if let Err(reason) = self.set(&levels, &variable, text) {
                 misplaced.push((variable, reason));

@@ -47,8 +47,8 @@ pub(super) enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::UnknownKey(allowed) => write!(f, "unknown key; allowed: {}", allowed.join(", ")),
-            Reason::UnknownValue(allowed) => write!(f, "unknown value; allowed: {}", allowed.join(", ")),
+            Reason::UnknownKey(allowed) => write!(f, "unknown key; {}", choices(None, allowed)),
+            Reason::UnknownValue(allowed) => write!(f, "unknown value; {}", choices(None, allowed)),
             Reason::Missing(_) => f.write_str("wanted, but missing"),
             Reason::Other(text) => f.write_str(text),
         }
@@ -56,6 +56,22 @@ impl fmt::Display for Reason {
 }
 
 impl std::error::Error for Reason {}
+
+impl Reason {
+    /// The reason, with what may have been meant by the key or the value that it is about.
+    pub(super) fn suggesting(&self, meant: Option<&str>) -> String {
+        match self {
+            Reason::UnknownKey(allowed) => format!("unknown key; {}", choices(meant, allowed)),
+            Reason::UnknownValue(allowed) => format!("unknown value; {}", choices(meant, allowed)),
+            other => other.to_string(),
+        }
+    }
+}
+
+fn choices(meant: Option<&str>, allowed: &[&str]) -> String {
+    let meant = meant.map(|meant| format!("did you mean {meant}? ")).unwrap_or_default();
+    format!("{meant}allowed: {}", allowed.join(", "))
+}
 
 impl de::Error for Reason {
     fn custom<T: fmt::Display>(text: T) -> Self {

@@ -5,12 +5,20 @@ use std::path::PathBuf;
 
 use super::Config;
 use super::error::{ConfigError, ConfigErrors};
+use super::raw::FILE_VARIABLE;
+use super::remarks::{missing_nodes, stray_variables, variable_of};
 
 /// The file that is read when none is named, if it exists in the working directory.
 const DEFAULT_FILE: &str = "clearcoat.toml";
 
-/// Names the file when the command line does not.
-pub(super) const FILE_VARIABLE: &str = "CLEARCOAT_CONFIG";
+/// Where the files are that a configuration names: certificates, tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedFiles {
+    /// On this machine, so one that cannot be read is an error.
+    Here,
+    /// Elsewhere, perhaps: the configuration is of another machine, and nobody asks for them.
+    Elsewhere,
+}
 
 /// A file, and the variables that override it: see [`Config::load`]. The variables of a process do not change.
 #[derive(Clone, Debug)]
@@ -49,6 +57,26 @@ impl ConfigSource {
         self.parse(self.read())
     }
 
+    /// The same for a machine that need not be this one: without its tokens.
+    ///
+    /// # Errors
+    /// As [`ConfigSource::load`].
+    pub fn load_for_elsewhere(&self) -> Result<Config, ConfigErrors> {
+        self.parse_with(self.read(), NamedFiles::Elsewhere)
+    }
+
+    /// What is no error and hardly meant: no file, variables that mean nothing, no nodes.
+    pub fn remarks(&self, config: &Config) -> Vec<String> {
+        let no_file = self.file().is_none().then(|| {
+            let folder =
+                std::env::current_dir().map_or_else(|_| "here".to_owned(), |at| format!("in {}", at.display()));
+            format!("no {DEFAULT_FILE} {folder} and no {FILE_VARIABLE}: the defaults are used")
+        });
+        let known: Vec<String> = Config::keys().iter().map(|key| variable_of(key)).collect();
+        let stray = stray_variables(&self.env, &known);
+        no_file.into_iter().chain(stray).chain(missing_nodes(config).map(str::to_owned)).collect()
+    }
+
     /// The file that is read; `None` if none is named, and there is none in the working directory.
     pub fn file(&self) -> Option<PathBuf> {
         let by_default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists());
@@ -66,11 +94,15 @@ impl ConfigSource {
     ///
     /// # Errors
     /// As [`ConfigSource::load`].
-    pub fn parse(&self, ConfigText(text): ConfigText) -> Result<Config, ConfigErrors> {
-        let Some((path, text)) = text else { return Config::assemble(None, self.env.clone()) };
+    pub fn parse(&self, text: ConfigText) -> Result<Config, ConfigErrors> {
+        self.parse_with(text, NamedFiles::Here)
+    }
+
+    fn parse_with(&self, ConfigText(text): ConfigText, files: NamedFiles) -> Result<Config, ConfigErrors> {
+        let Some((path, text)) = text else { return Config::assemble(None, self.env.clone(), files) };
         let file = path.display().to_string();
         match text {
-            Ok(text) => Config::assemble(Some((file, &text)), self.env.clone()),
+            Ok(text) => Config::assemble(Some((file, &text)), self.env.clone(), files),
             Err(ReadFailure(kind, cause)) => {
                 Err(ConfigErrors::from(ConfigError::Unreadable { file, cause: io::Error::new(kind, cause) }))
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::source::FILE_VARIABLE;
+use super::raw::FILE_VARIABLE;
 use super::*;
 
 mod schema;
@@ -19,8 +19,17 @@ fn corpus(kind: &str) -> Vec<(PathBuf, String)> {
 }
 
 fn with(file: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    assembled(file, env, NamedFiles::Here)
+}
+
+/// Without the files that are named.
+fn of_elsewhere(file: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    assembled(file, env, NamedFiles::Elsewhere)
+}
+
+fn assembled(file: &str, env: &[(&str, &str)], files: NamedFiles) -> Result<Config, String> {
     let env = env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-    Config::assemble(Some(("clearcoat.toml".to_owned(), file)), env).map_err(|errors| errors.to_string())
+    Config::assemble(Some(("clearcoat.toml".to_owned(), file)), env, files).map_err(|errors| errors.to_string())
 }
 
 fn from_env(env: &[(&str, &str)]) -> Result<Config, String> {
@@ -45,8 +54,8 @@ fn each_invalid_file_is_refused_with_the_errors_in_its_first_comment() {
 #[test]
 fn each_valid_file_is_read_and_its_effective_form_reads_the_same() {
     for (path, text) in corpus("valid") {
-        let config = with(&text, &[]).unwrap_or_else(|errors| panic!("{}: {errors}", path.display()));
-        assert_eq!(with(&config.to_toml().unwrap(), &[]).unwrap(), config, "{}", path.display());
+        let config = of_elsewhere(&text, &[]).unwrap_or_else(|errors| panic!("{}: {errors}", path.display()));
+        assert_eq!(of_elsewhere(&config.to_toml().unwrap(), &[]).unwrap(), config, "{}", path.display());
     }
 }
 
@@ -54,7 +63,7 @@ fn each_valid_file_is_read_and_its_effective_form_reads_the_same() {
 fn the_documented_example_names_every_key() {
     let text = std::fs::read_to_string(Path::new(CORPUS).join("valid/full.toml")).unwrap();
     let written = keys(&text);
-    for key in keys(&with(&text, &[]).unwrap().to_toml().unwrap()) {
+    for key in keys(&of_elsewhere(&text, &[]).unwrap().to_toml().unwrap()) {
         assert!(written.contains(&key), "{key}");
     }
 }
@@ -140,7 +149,7 @@ fn one_variable_holds_all_certificates() {
     let file = "[[edge.tls]]\nlisten = ['0.0.0.0:443']\ncert = 'old.pem'\nkey = 'old.key'\n";
     let tables = r#"[{listen = ["0.0.0.0:8443"], cert = "a.pem", key = "a.key"},
         {listen = ["0.0.0.0:8443", "[::]:8443"], cert = "b.pem", key = "b.key"}]"#;
-    let tls = with(file, &[("CLEARCOAT_EDGE__TLS", tables)]).unwrap().edge.tls;
+    let tls = of_elsewhere(file, &[("CLEARCOAT_EDGE__TLS", tables)]).unwrap().edge.tls;
     assert_eq!(tls.iter().map(|table| table.cert.to_str().unwrap()).collect::<Vec<_>>(), ["a.pem", "b.pem"]);
     assert_eq!(tls[1].listen, ["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()]);
     assert!(with(file, &[("CLEARCOAT_EDGE__TLS", "")]).unwrap().edge.tls.is_empty());
@@ -163,8 +172,10 @@ fn no_time_at_all_reads_as_it_prints() {
 #[test]
 fn a_wrong_variable_is_named_with_its_key_and_value() {
     for (variable, value, error) in [
-        ("CLEARCOAT_EDGE__POLCY", "random", "unknown key; allowed: listen, policy, "),
-        ("CLEARCOAT_EGDE__LISTEN", "x", "egde: unknown key; allowed: edge, origin, "),
+        ("CLEARCOAT_EDGE__POLCY", "random", "unknown key; did you mean edge.policy? allowed: listen, policy, "),
+        ("CLEARCOAT_EGDE__LISTEN", "x", "egde: unknown key; did you mean edge? allowed: edge, origin, "),
+        ("CLEARCOAT_EDGE__MAX_BODY", "1", "unknown key; did you mean limits.max_body? allowed: listen, "),
+        ("CLEARCOAT_EDGE__POLICY", "randon", "unknown value; did you mean random? allowed: "),
         ("CLEARCOAT_RUNTIME__WORKERS", "many", "runtime.workers = \"many\": wanted a whole number from 0 to "),
         ("CLEARCOAT_HEALTH__WEB__EXPECT", "200,6000", "health.web.expect[1] = \"6000\": must be 100 to 599"),
         ("CLEARCOAT_NODE", "web", "node[0] = \"web\": wanted a TOML array of inline tables"),
@@ -237,4 +248,71 @@ fn the_file_is_the_argument_or_else_what_the_variable_names() {
     let missing = dir.path().join("none.toml");
     let errors = Config::load(Some(&missing), std::iter::empty()).unwrap_err().to_string();
     assert!(errors.starts_with(&format!("{}: ", missing.display())), "{errors}");
+}
+
+#[test]
+fn a_named_file_that_cannot_be_read_is_an_error_of_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = dir.path().join("none");
+    let (none, folder) = (none.to_str().unwrap(), dir.path().to_str().unwrap());
+    for key in ["edge.tls[0].cert", "edge.tls[0].key", "purge.token_file", "admin.token_file"].into_iter().chain([
+        "registry.etcd.ca",
+        "registry.etcd.cert",
+        "registry.etcd.key",
+        "registry.etcd.password_file",
+        "traces.ca",
+    ]) {
+        let readable = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let file = |file: &str| {
+            let at = |other: &str| if key == other { file } else { readable };
+            format!(
+                "purge.token_file = '{}'\nadmin.token_file = '{}'\ntraces.endpoint = 'https://otlp.example'\ntraces.ca = '{}'\n\
+                 [[edge.tls]]\nlisten = ['127.0.0.1:8443']\ncert = '{}'\nkey = '{}'\n[registry.etcd]\n\
+                 endpoints = ['https://etcd.example:2379']\nca = '{}'\ncert = '{}'\nkey = '{}'\nusername = 'a'\n\
+                 password_file = '{}'\n",
+                at("purge.token_file"),
+                at("admin.token_file"),
+                at("traces.ca"),
+                at("edge.tls[0].cert"),
+                at("edge.tls[0].key"),
+                at("registry.etcd.ca"),
+                at("registry.etcd.cert"),
+                at("registry.etcd.key"),
+                at("registry.etcd.password_file"),
+            )
+        };
+        // Cargo.toml is no token.
+        let about = |text: &str| {
+            let errors = with(&file(text), &[]).unwrap_err();
+            errors.lines().find(|line| line.contains(&format!(": {key} = "))).map(str::to_owned)
+        };
+        for text in [none, folder] {
+            let error = about(text).unwrap_or_else(|| panic!("{key} = {text}: not named"));
+            assert!(error.contains(text) && error.contains("(os error ") && error.contains(':'), "{error}");
+            assert_eq!(error.matches("os error").count(), 1, "{error}");
+        }
+        assert!(key.ends_with("token_file") || about(readable).is_none(), "{key}");
+        assert!(of_elsewhere(&file(none), &[]).is_ok(), "{key}");
+    }
+}
+
+#[test]
+fn what_is_hardly_meant_is_remarked_and_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("clearcoat.toml");
+    let remarks = |text: &str, env: &[(&str, &str)]| {
+        std::fs::write(&file, text).unwrap();
+        let env = env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let source = ConfigSource::new(Some(file.clone()), env);
+        source.remarks(&source.load().unwrap()).join("; ")
+    };
+    assert!(remarks("", &[]).starts_with("no node is configured"));
+    let node = |role: &str| format!("[[node]]\nrole = '{role}'\nid = 'a'\naddress = '192.0.2.1:80'\n");
+    assert!(remarks(&node("web"), &[]).starts_with("no Varnish is configured"));
+    assert!(remarks(&node("varnish"), &[]).starts_with("no web node is configured"));
+    let both = node("web") + &node("varnish");
+    assert_eq!(remarks(&both, &[("CLEARCOAT_CONFIG", "x"), ("CLEARCOAT_PORT", "tcp://192.0.2.1:80")]), "");
+    assert_eq!(remarks("registry.kind = 'etcd'", &[]), "");
+    let stray = remarks(&both, &[("CLEARCOAT_LOG_FORMAT", "json")]);
+    assert_eq!(stray, "CLEARCOAT_LOG_FORMAT: this variable means nothing; did you mean CLEARCOAT_LOG__FORMAT?");
 }

@@ -31,7 +31,7 @@ impl FromText for SocketAddr {
 }
 
 impl FromText for IpNet {
-    const WANTED: &'static str = "a network such as 10.0.0.0/8, or one address";
+    const WANTED: &'static str = "a network such as 192.0.2.0/24, or one address";
 
     fn from_text(text: &str) -> Option<Self> {
         let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));

@@ -208,7 +208,7 @@ impl Deliveries {
             return false;
         };
         // A node that accepts no purges at present would not acknowledge them in time.
-        if state.late.is_late() || state.error.lock().is_some() {
+        if state.late.is_late() || state.fault.lock().is_some() {
             return false;
         }
         let refreshed = async {

@@ -17,7 +17,7 @@ use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState, on_a_thread};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::fleet::{CacheDoubts, FILL_LATENCY, Node, VarnishSettings};
+use crate::fleet::{CacheDoubts, FILL_LATENCY, FaultKind, Node, NodeFault, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
 use crate::telemetry::traces::{DayTime, DeliveryNote};
@@ -139,6 +139,15 @@ enum Setback {
     Refused,
 }
 
+impl Setback {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Setback::Delivery(error) => error.kind(),
+            Setback::Uncovered | Setback::Refused => FaultKind::FlushesInPart,
+        }
+    }
+}
+
 impl Kind {
     /// What was caught, before it is taken.
     const CAUGHT: Kind = Kind::Caught(0);
@@ -241,7 +250,7 @@ impl Task {
             match self.go_on().await {
                 Ok(()) => {
                     self.failures = 0;
-                    *self.state.error.lock() = None;
+                    *self.state.fault.lock() = None;
                 }
                 Err(setback) => self.back_off(&setback).await,
             }
@@ -360,10 +369,11 @@ impl Task {
         if let Some(until) = postponed {
             self.unsure.postpone(until);
             if fills.lasts_long(now) {
-                let text: Arc<str> = "a page that purges concern is still in flight to it".into();
-                let logged = self.state.error.lock().replace(Arc::clone(&text));
-                if logged.as_ref() != Some(&text) {
-                    tracing::info!(node = %self.node.id(), after, last, "{text}: they count when it has arrived");
+                let waits =
+                    NodeFault::new(FaultKind::PageUnderWay, "a page that purges concern is still in flight to it");
+                let logged = self.state.fault.lock().replace(waits.clone());
+                if logged.as_ref() != Some(&waits) {
+                    tracing::info!(node = %self.node.id(), after, last, "{waits}: they count when it has arrived");
                 }
             }
         }
@@ -472,7 +482,7 @@ impl Task {
             node: self.node.id().clone(),
             kind: work.kind.as_str(),
             bans,
-            error: result.as_ref().err().map(DeliveryError::as_str),
+            error: result.as_ref().err().map(|error| error.kind().as_str()),
             began: time.of(began),
             ended: time.of(Instant::now()),
         });
@@ -513,7 +523,12 @@ impl Task {
         let repeat = self.repeats_at(last, report.stood_still);
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
-            tracing::warn!(node = %self.node.id(), after = self.sent, last, "the backlog of this node cannot be replayed: its cache is dropped");
+            let node = self.node.id();
+            if self.known {
+                tracing::warn!(%node, after = self.sent, last, "the backlog of this node cannot be replayed: its cache is dropped");
+            } else {
+                tracing::info!(%node, last, "this node is new here: it gets one ban of everything, in case its cache is not empty");
+            }
             self.varnish_metrics(|varnish| varnish.flushed.inc());
         }
         if let Some(due) = repeat {
@@ -660,10 +675,11 @@ impl Task {
 
     /// Pauses before the next attempt. A change of the node's health ends the pause.
     async fn back_off(&mut self, setback: &Setback) {
-        let text: Arc<str> = causes(setback).to_string().into();
-        let logged = self.state.error.lock().replace(Arc::clone(&text));
-        if logged.as_ref() != Some(&text) {
-            tracing::warn!(node = %self.node.id(), error = &*text, "purges do not reach a node");
+        let fault = NodeFault::new(setback.kind(), causes(setback).to_string());
+        let logged = self.state.fault.lock().replace(fault.clone());
+        if logged.as_ref() != Some(&fault) {
+            let NodeFault { kind, text } = fault;
+            tracing::warn!(node = %self.node.id(), fault = %kind, error = &*text, "purges do not reach a node");
         }
         self.failures = self.failures.saturating_add(1);
         let pause = match setback {

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use super::keep_up::ARRIVAL_GRAINS;
 use super::*;
 use crate::config::HealthChecks;
-use crate::fleet::{FILL_LATENCY, Live, Member, NodeSpec, Pool, Role, VarnishSettings};
+use crate::fleet::{FILL_LATENCY, FaultKind, Live, Member, NodeFault, NodeSpec, Pool, Role, VarnishSettings};
 use crate::journal::{Limits, Memory};
 use crate::purge::{Forward, Page, Passage, Purge, SocketPair, Target};
 
@@ -100,8 +100,7 @@ impl Rig {
         let settings = VarnishSettings { epoch: epoch.map(Arc::from), ..VarnishSettings::default() };
         let spec = NodeSpec { varnish: Some(settings.clone()), ..NodeSpec::new(Role::Varnish, id, address) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), 1));
-        let member =
-            Member { node: Arc::clone(&node), health: Health::Up, reason: "".into(), retained: false, usable: true };
+        let member = Member { node: Arc::clone(&node), health: Health::Up, fault: None, retained: false, usable: true };
         let fleet = Snapshot { version: 1, varnish: Pool::new(vec![member], 0.0), web: Pool::default() };
         let context = DeliveryContext {
             fence: Arc::new(Fence::at(journal.head())),
@@ -371,7 +370,7 @@ async fn a_page_for_anothers_address_may_be_ours_until_ours_is_known() {
     let theirs = "127.0.0.2".parse().unwrap();
     let other = NodeSpec::new(Role::Varnish, NodeId::try_from("varnish-2").unwrap(), (theirs, 80).into());
     let other = Arc::new(Node::new(other, Arc::default(), 2));
-    let member = |node| Member { node, health: Health::Down, reason: "".into(), retained: false, usable: false };
+    let member = |node| Member { node, health: Health::Down, fault: None, retained: false, usable: false };
     let varnish = Pool::new(vec![member(Arc::clone(&rig.node)), member(other)], 0.0);
     rig.deliveries.context.fleet.store(Arc::new(Snapshot { version: 2, varnish, web: Pool::default() }));
     let pass = |to: IpAddr| {
@@ -397,7 +396,8 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     let position = rig.purge("a").await;
     let hold = rig.deliveries.hold(position, rig.node.id(), "a page".into()).unwrap();
     assert!(rig.node.live.cursor() < position);
-    assert_eq!(rig.deliveries.error(rig.node.id()).as_deref(), Some("a page"));
+    let waits = NodeFault::new(FaultKind::PageUnderWay, "a page");
+    assert_eq!(rig.deliveries.fault(rig.node.id()), Some(waits));
     // For example, its headers were changed.
     rig.deliveries
         .context

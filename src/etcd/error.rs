@@ -74,17 +74,43 @@ pub(super) fn wants_no_user(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
 }
 
+/// What etcd says of a client that it does not let in, and what to look at. The texts are etcd's (its package `rpctypes`): of
+/// the first two the code is that of any bad request. The settings have the same names in the configuration, as flags of the
+/// agent and as variables.
+const NOT_LET_IN: [(&str, &str); 3] = [
+    ("authentication failed", "etcd refuses the user or its password (username, password_file of registry.etcd)"),
+    ("user name is empty", "etcd wants a user (username, password_file of registry.etcd)"),
+    (
+        "permission denied",
+        "etcd lets the user in, and forbids this: its role must read and write below registry.etcd.prefix",
+    ),
+];
+
 /// The client's errors print their kind, but not their cause.
 fn describe(error: &Error) -> String {
     match error {
-        // The status prints in Rust's notation; its message is the text of etcd.
+        // The status prints in Rust's notation; its message is the text of etcd, or of the client if there was no answer.
         Error::GRpcStatus(status) => match std::error::Error::source(status) {
-            Some(source) => format!("{}: {}", status.message(), causes(source)),
-            None => status.message().to_owned(),
+            Some(source) => root(source),
+            None => {
+                let said = status.message();
+                let meant = NOT_LET_IN.iter().find(|(text, _)| said.contains(text));
+                meant.map_or_else(|| said.to_owned(), |(_, meant)| format!("{meant}: {said}"))
+            }
         },
-        Error::TransportError(error) => causes(error).to_string(),
+        Error::TransportError(error) => root(error),
         error => error.to_string(),
     }
+}
+
+/// What is behind an error of the transport, whose every layer says only that it is one.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    // Such as "transport error", which alone says nothing.
+    if std::ptr::eq(root, error) { causes(error).to_string() } else { root.to_string() }
 }
 
 /// Reads a file with credentials.

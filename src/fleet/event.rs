@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{NodeId, NodeSource, NodeSpec, Role};
+use super::{NodeFault, NodeId, NodeSource, NodeSpec, Role};
 
 /// A change of the fleet, as received by its single writer.
 #[derive(Clone, Debug)]
@@ -43,8 +43,8 @@ pub struct CheckResult {
 pub enum Verdict {
     /// The node works.
     Passed,
-    /// The node does not work; the reason is for the operator.
-    Failed(String),
+    /// The node does not work.
+    Failed(NodeFault),
     /// Unknown: the check could not be carried out here, for this reason.
     NotAsked(String),
 }

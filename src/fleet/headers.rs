@@ -1,4 +1,4 @@
-//! Header fields that authorise purges to a Varnish whose VCL does not check addresses.
+//! Header fields that authorise us: purges to a Varnish whose VCL does not check addresses, and spans to a collector.
 //!
 //! They are secrets: no log, no dump of the configuration and no record in a registry shows a value. For the same
 //! reason a record in a registry cannot refer to them: its writer could have any file of this machine sent to an
@@ -20,11 +20,11 @@ pub enum FieldValue {
     File(PathBuf),
 }
 
-/// The fields, by name, that every purge and health check to a Varnish carries.
+/// Fields by name, whose values are secrets. [`super::VarnishSettings`] has those of every purge and health check to a Varnish.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct PurgeHeaders(Arc<BTreeMap<String, FieldValue>>);
+pub struct SecretHeaders(Arc<BTreeMap<String, FieldValue>>);
 
-impl PurgeHeaders {
+impl SecretHeaders {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -37,7 +37,7 @@ impl PurgeHeaders {
 
     /// These fields, and those of `others` with other names.
     #[must_use]
-    pub fn over(&self, others: &PurgeHeaders) -> PurgeHeaders {
+    pub fn over(&self, others: &SecretHeaders) -> SecretHeaders {
         if self.is_empty() {
             return others.clone();
         }
@@ -47,13 +47,13 @@ impl PurgeHeaders {
     }
 }
 
-impl FromIterator<(String, FieldValue)> for PurgeHeaders {
+impl FromIterator<(String, FieldValue)> for SecretHeaders {
     fn from_iter<I: IntoIterator<Item = (String, FieldValue)>>(fields: I) -> Self {
-        PurgeHeaders(Arc::new(fields.into_iter().collect()))
+        SecretHeaders(Arc::new(fields.into_iter().collect()))
     }
 }
 
-impl fmt::Debug for PurgeHeaders {
+impl fmt::Debug for SecretHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
@@ -78,7 +78,7 @@ impl Serialize for FieldValue {
     }
 }
 
-impl Serialize for PurgeHeaders {
+impl Serialize for SecretHeaders {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter())
     }
@@ -88,7 +88,7 @@ impl Serialize for PurgeHeaders {
 mod tests {
     use super::*;
 
-    fn fields(of: &[(&str, &str)]) -> PurgeHeaders {
+    fn fields(of: &[(&str, &str)]) -> SecretHeaders {
         of.iter().map(|&(name, value)| (name.to_owned(), FieldValue::Text(value.into()))).collect()
     }
 
@@ -96,7 +96,7 @@ mod tests {
     fn the_fields_of_a_node_count_before_those_of_all() {
         let all = fields(&[("x-key", "all"), ("X-Other", "o")]);
         assert_eq!(fields(&[("X-Key", "own")]).over(&all), fields(&[("X-Key", "own"), ("X-Other", "o")]));
-        assert_eq!(PurgeHeaders::default().over(&all), all);
+        assert_eq!(SecretHeaders::default().over(&all), all);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Health, Node, NodeId, Role};
+use super::{Health, Node, NodeFault, NodeId, Role};
 
 /// The fleet at one moment.
 #[derive(Debug, Default)]
@@ -40,8 +40,8 @@ pub struct Member {
     pub node: Arc<Node>,
     /// Its health when the snapshot was made.
     pub health: Health,
-    /// Why it is down, for the operator; empty if it is not.
-    pub reason: Arc<str>,
+    /// Why it is down; `None` if it is not.
+    pub fault: Option<NodeFault>,
     /// Whether it is kept though its source no longer names it.
     pub retained: bool,
     /// Whether health and weight allow traffic to it.
@@ -96,7 +96,7 @@ mod tests {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
             let spec = NodeSpec::new(Role::Web, NodeId::try_from(*id).unwrap(), ([127, 0, 0, 1], 80).into());
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-            Member { node, health: *health, reason: "".into(), retained: false, usable: false }
+            Member { node, health: *health, fault: None, retained: false, usable: false }
         };
         Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::PurgeHeaders;
+use super::SecretHeaders;
 
 /// How a Varnish is told to drop pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -70,7 +70,7 @@ pub struct VarnishSettings {
     /// as the cache that was there before.
     pub epoch: Option<Arc<str>>,
     /// What purges and health checks to it carry. Secrets: written nowhere.
-    pub headers: PurgeHeaders,
+    pub headers: SecretHeaders,
 }
 
 impl Default for VarnishSettings {
@@ -80,7 +80,7 @@ impl Default for VarnishSettings {
             header_limit: DEFAULT_HEADER_LIMIT,
             send_proxy: SendProxy::default(),
             epoch: None,
-            headers: PurgeHeaders::default(),
+            headers: SecretHeaders::default(),
         }
     }
 }

@@ -59,7 +59,7 @@ impl FleetKeeper {
                     self.context.deliveries.start(&node, varnish);
                     self.context.trials.iter().for_each(|trials| trials.start(&node, varnish));
                 }
-                let state = NodeState { node, health: HealthState::default(), reason: "".into(), probe, probe_task };
+                let state = NodeState { node, health: HealthState::default(), fault: None, probe, probe_task };
                 self.nodes.insert(identity, state);
             }
         }

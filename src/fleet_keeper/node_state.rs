@@ -5,13 +5,14 @@ use std::sync::Arc;
 use tokio::task::AbortHandle;
 
 use crate::config::HealthChecks;
-use crate::fleet::{Health, HealthState, Member, Node, NodeOverride, NodeSpec, Role, Thresholds, Verdict};
+use crate::fleet::{Health, HealthState, Member, Node, NodeFault, NodeOverride, NodeSpec, Role, Thresholds, Verdict};
 use crate::probe::Probe;
 
 pub(super) struct NodeState {
     pub(super) node: Arc<Node>,
     pub(super) health: HealthState,
-    pub(super) reason: Arc<str>,
+    /// Why it is down; `None` if it is not.
+    pub(super) fault: Option<NodeFault>,
     pub(super) probe: Probe,
     pub(super) probe_task: AbortHandle,
 }
@@ -20,26 +21,28 @@ impl NodeState {
     /// Counts a check result; returns whether the snapshot has to change.
     pub(super) fn judge(&mut self, verdict: Verdict, checks: &HealthChecks) -> bool {
         let spec = &self.node.spec;
-        let (passed, reason) = match verdict {
-            Verdict::Passed => (true, String::new()),
-            Verdict::Failed(reason) => (false, reason),
+        let fault = match verdict {
+            Verdict::Passed => None,
+            Verdict::Failed(fault) => Some(fault),
             Verdict::NotAsked(_) => return false,
         };
         let thresholds = match spec.role() {
             Role::Web => Thresholds { rise: checks.web.rise, fall: checks.web.fall },
             Role::Varnish => Thresholds { rise: checks.varnish.rise, fall: checks.varnish.fall },
         };
-        let transition = self.health.record(passed, thresholds);
+        let transition = self.health.record(fault.is_none(), thresholds);
         self.node.live.set_down(self.health.health() == Health::Down);
-        match transition {
-            Some(Health::Down) => tracing::warn!(role = %spec.role(), node = %spec.id, reason, "node is down"),
-            Some(health) => tracing::info!(role = %spec.role(), node = %spec.id, ?health, "node is up"),
-            None => {}
+        match (transition, &fault) {
+            (Some(Health::Down), Some(NodeFault { kind, text })) => {
+                tracing::warn!(role = %spec.role(), node = %spec.id, fault = %kind, reason = &**text, "node is down");
+            }
+            (Some(health), _) => tracing::info!(role = %spec.role(), node = %spec.id, ?health, "node is up"),
+            (None, _) => {}
         }
-        let reason = if self.health.health() == Health::Down { reason.as_str() } else { "" };
-        let still_down_for_another = !passed && *self.reason != *reason;
+        let is_down = self.health.health() == Health::Down;
+        let still_down_for_another = is_down && fault.is_some() && self.fault != fault;
         if transition.is_some() || still_down_for_another {
-            self.reason = reason.into();
+            self.fault = fault.filter(|_| is_down);
             return true;
         }
         false
@@ -66,7 +69,7 @@ impl NodeState {
         Member {
             node: Arc::clone(&self.node),
             health: self.health.health(),
-            reason: Arc::clone(&self.reason),
+            fault: self.fault.clone(),
             retained,
             usable: false,
         }

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::config::PurgeListener;
 use crate::delivery::{DeliveryContext, Pace, noted_by};
-use crate::fleet::{CheckResult, Fence, Member, NamedOverride, NodeId, NodeOverride, VersionedOverride, WHOLE_SHARE};
+use crate::fleet::{
+    CheckResult, FaultKind, Fence, Member, NamedOverride, NodeFault, NodeId, NodeOverride, VersionedOverride,
+    WHOLE_SHARE,
+};
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
 
@@ -39,7 +42,7 @@ fn rig(panic_threshold: f64) -> Rig {
     let deliveries = Arc::new(Deliveries::new(context));
     let (nobody_listens, listed) = (mpsc::channel(1).0, watch::channel(false).0);
     let (events, retain) = (nobody_listens, Duration::from_secs(600));
-    let (headers, (doubted, _)) = (PurgeHeaders::default(), watch::channel(()));
+    let (headers, (doubted, _)) = (SecretHeaders::default(), watch::channel(()));
     let trials = None;
     let context = KeeperContext {
         fleet,
@@ -126,7 +129,7 @@ fn spec(id: &str) -> NodeSpec {
 }
 
 fn down() -> Verdict {
-    Verdict::Failed("it does not answer".into())
+    Verdict::Failed(NodeFault::new(FaultKind::Silent, "it does not answer"))
 }
 
 const WHOLE: [u32; 2] = [WHOLE_SHARE; 2];

@@ -176,7 +176,10 @@ impl Etcd {
         tasks.spawn(cursors::run(Arc::clone(&inner)));
         tasks.spawn(retention::run(Arc::clone(&inner)));
         if tokio::time::timeout(START, synced.wait_for(|synced| *synced)).await.is_err() {
-            tracing::warn!(head = inner.local.head(), "etcd does not answer: the journal starts with its local part");
+            tracing::warn!(
+                head = inner.local.head(),
+                "etcd has not given the journal in time: it starts with its local part"
+            );
         }
         Ok(Etcd { inner, synced, _tasks: tasks })
     }
@@ -203,6 +206,7 @@ impl Inner {
         let origin = EntryOrigin { id, revision, ours: true };
         let position = self.local.append_named(NamedPurge { origin, at_ms, purge, in_order: false }).await?;
         if revision.is_none() {
+            self.uplink.tell_spooled();
             self.uplink.look_again();
         }
         Ok(position)

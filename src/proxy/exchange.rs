@@ -204,9 +204,12 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     let limits = client.worker.limits();
     request.longest_body = limits.longest_body();
     request.trace.has_head = true;
-    if let Some(objection) = client.frontend.objection_to(&request.head) {
+    if client.frontend.is_purge(&request.head) {
         request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();
-        return Err(objection);
+        return Err(Failure::PurgeMethod);
+    }
+    if request.head.method == Method::Unsupported {
+        return Err(Failure::BadMethod);
     }
     match (client.frontend.own_answer)(&request.head) {
         None => {}

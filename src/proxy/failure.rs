@@ -19,6 +19,9 @@ pub(super) enum Failure {
     /// The listener does not accept this method.
     #[error("the method is refused")]
     BadMethod,
+    /// The same, of a method that purges: the sender is at the wrong listener.
+    #[error("purges are not taken here")]
+    PurgeMethod,
     /// An internal path, hidden from clients.
     #[error("nothing is there")]
     NotFound,
@@ -90,7 +93,7 @@ impl Failure {
             Failure::BadHead(BadHead::TooLarge | BadHead::TooManyFields) => (431, "Request Header Fields Too Large"),
             Failure::BadHead(_) | Failure::BadBody(_) => (400, "Bad Request"),
             Failure::BodyTooLarge => (413, "Content Too Large"),
-            Failure::BadMethod => (405, "Method Not Allowed"),
+            Failure::BadMethod | Failure::PurgeMethod => (405, "Method Not Allowed"),
             Failure::NotFound => (404, "Not Found"),
             Failure::ClientTimeout => (408, "Request Timeout"),
             Failure::NoNode(_) | Failure::Stale(_) | Failure::NoPort(_) | Failure::NoFiles | Failure::NodeDown(_) => {
@@ -117,6 +120,9 @@ impl Failure {
             (Failure::BadBody(reason), _) => bad_request(reason),
             (Failure::BodyTooLarge, _) => "the body of the request is too large".into(),
             (Failure::BadMethod, _) => "this method is not allowed here".into(),
+            (Failure::PurgeMethod, _) => {
+                "purges go to clearcoat's purge listener (purge.listen, port 6081); this listener is for pages".into()
+            }
             (Failure::NotFound, _) => "not found".into(),
             (Failure::ClientTimeout, _) => "the request took too long to arrive".into(),
             (Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_), _) => {
@@ -150,7 +156,7 @@ impl Failure {
         match self {
             Failure::BadHead(BadHead::TooLarge | BadHead::TooManyFields) => FailureReason::RequestHeadTooLarge,
             Failure::BadHead(_) => FailureReason::BadRequest,
-            Failure::BadMethod => FailureReason::MethodRefused,
+            Failure::BadMethod | Failure::PurgeMethod => FailureReason::MethodRefused,
             Failure::NotFound => FailureReason::NotFound,
             Failure::BadBody(_) => FailureReason::BadRequestBody,
             Failure::BodyTooLarge => FailureReason::RequestBodyTooLarge,

@@ -124,11 +124,10 @@ impl Frontend {
         }
     }
 
-    /// Whether a request with this method may pass; others are answered 405. Purge methods never pass: at the edge,
-    /// Varnish would find our own address in its ACL and obey; at the origin they come from a Varnish whose VCL pipes
-    /// unknown methods, and no web server wants them.
-    pub(super) fn admits(&self, head: &RequestHead) -> bool {
-        !matches!(head.method, Method::Purging | Method::Unsupported) && !head.is_one_of(&self.purge_methods)
+    /// Whether a request purges. Such a request never passes: at the edge, Varnish would find our own address in its ACL and
+    /// obey; at the origin it comes from a Varnish whose VCL pipes unknown methods, and no web server wants it.
+    pub(super) fn is_purge(&self, head: &RequestHead) -> bool {
+        head.method == Method::Purging || head.is_one_of(&self.purge_methods)
     }
 }
 

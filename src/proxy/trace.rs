@@ -129,9 +129,12 @@ fn termination(failure: &Failure, phase: RequestPhase) -> [u8; 2] {
     let by = |late: bool, late_letter, letter| if late { late_letter } else { letter };
     let phase = phase.letter();
     match failure {
-        Failure::BadHead(_) | Failure::BadMethod | Failure::NotFound | Failure::BadBody(_) | Failure::BodyTooLarge => {
-            *b"PR"
-        }
+        Failure::BadHead(_)
+        | Failure::BadMethod
+        | Failure::PurgeMethod
+        | Failure::NotFound
+        | Failure::BadBody(_)
+        | Failure::BodyTooLarge => *b"PR",
         Failure::ClientTimeout => [b'c', phase],
         Failure::ClientGone(error) => [by(timed_out(error), b'c', b'C'), phase],
         Failure::NoNode(NoNode::NoneUp) => *b"SC",

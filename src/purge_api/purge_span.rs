@@ -7,9 +7,11 @@ use std::time::Instant;
 use http::HeaderMap;
 
 use crate::journal::Position;
-use crate::purge::{Purge, Target};
+use crate::purge::Purge;
 use crate::telemetry::PurgeResult;
-use crate::telemetry::traces::{Attribute, DayTime, FinishedSpan, OpenSpan, SpanKind, TraceContext, Tracer};
+use crate::telemetry::traces::{
+    Attribute, DayTime, FinishedSpan, OpenSpan, SpanKind, TraceContext, Tracer, purge_attributes,
+};
 
 /// A purge under way.
 pub(super) struct PurgeSpan {
@@ -30,14 +32,9 @@ impl PurgeSpan {
         ids.context.is_sampled.then(|| PurgeSpan { tracer, ids, began: Instant::now(), attributes })
     }
 
-    /// It is this purge. What its tags are is not said: they are many, and in the journal.
+    /// It is this purge.
     pub(super) fn is_of(&mut self, purge: &Purge) {
-        let tags = |target: &Target| if let Target::Tags(tags) = target { tags.iter().count() } else { 0 };
-        self.attributes.extend([
-            ("clearcoat.purge.kind", purge.kind().into()),
-            ("clearcoat.purge.targets", purge.targets.len().into()),
-            ("clearcoat.purge.tags", purge.targets.iter().map(tags).sum::<usize>().into()),
-        ]);
+        self.attributes.extend(purge_attributes(purge));
     }
 
     /// It was accepted, at this position of the journal.

@@ -263,7 +263,7 @@ impl FixedNode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{NodeId, PurgeHeaders, Role, SendProxy};
+    use crate::fleet::{NodeId, Role, SecretHeaders, SendProxy};
     use crate::registry::resolve::LOOK_EVERY;
 
     /// Not a valid name, so that it fails without a name server.
@@ -272,7 +272,7 @@ mod tests {
     fn web(id: &str, address: &str, weight: u32) -> StaticNode {
         let id = NodeId::try_from(id).unwrap();
         let (delivery, header_limit, send_proxy) = (None, None, SendProxy::Off);
-        let (address, headers) = (address.into(), PurgeHeaders::default());
+        let (address, headers) = (address.into(), SecretHeaders::default());
         StaticNode { role: Role::Web, id, address, weight, delivery, header_limit, send_proxy, headers }
     }
 

@@ -68,6 +68,18 @@ pub struct Message {
     /// What the sender sees of caches. `None`: this message is not about that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_caches: Option<SeenCaches>,
+    /// The traces of purges that the sender has told, in this message or an earlier one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traces: Vec<PurgeTrace>,
+}
+
+/// Which trace a purge belongs to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PurgeTrace {
+    /// The name of the purge.
+    pub id: String,
+    /// Its span at the sender, as W3C Trace Context has it. What cannot be read is ignored, as in a request.
+    pub traceparent: String,
 }
 
 /// A purge to deliver to nodes once more, because a page that passed another replica may be in flight to them.
@@ -183,7 +195,7 @@ mod tests {
         let older = r#"{"from":"b","wait_ms":750,"purges":[]}"#;
         let message: Message = serde_json::from_str(older).unwrap();
         assert_eq!((message.format, message.to, message.fresh), (1, None, false));
-        assert_eq!((message.done.len(), message.refused), (0, None));
+        assert_eq!((message.done.len(), message.refused, message.traces.len()), (0, None, 0));
         let later = r#"{"format":3,"from":"b","wait_ms":1,"purges":[],"and":{"more":1}}"#;
         assert_eq!(serde_json::from_str::<Message>(later).unwrap().format, 3);
         let answer: Confirmation = serde_json::from_str(r#"{"applied":["v"],"fenced":[],"more":1}"#).unwrap();

@@ -26,6 +26,7 @@ mod caches;
 mod content;
 mod fetched;
 mod overrides;
+mod traces;
 mod watermarks;
 
 use std::collections::VecDeque;
@@ -51,6 +52,7 @@ use crate::seal::Name;
 use crate::telemetry::causes;
 use content::{Next, next, patience, refused, refused_last};
 pub(super) use fetched::{Fetched, PeerNames};
+use traces::ToldTraces;
 
 /// The maximum number of messages in flight. Each waits for the Varnish nodes of the other replica, sometimes a tenth of a
 /// second.
@@ -388,6 +390,7 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
     let mut in_flight = VecDeque::new();
     let mut refusals = replicas.context.deliveries.watch_refusals();
     let mut next_refused = 0;
+    let mut traces = ToldTraces::of(replicas.context.tracer.as_deref());
     // After a failure a message is sent at once, even without a purge, to find out whether the replica is there.
     let mut asks = peer.is_late() || peer.is_unlisted() || peer.owes_us();
     loop {
@@ -396,7 +399,8 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
             let left = room.saturating_sub(bytes);
             let refused = refused(replicas, peer, journal, &mut next_refused, left);
             sent = Some(last);
-            if purges.is_empty() && !asks && refused.is_empty() {
+            let traces = traces.next(journal, last);
+            if purges.is_empty() && !asks && refused.is_empty() && traces.is_empty() {
                 // Purges of other replicas, which send them themselves.
                 if in_flight.is_empty() && peer.confirmed.swap(last, Ordering::SeqCst) != last {
                     replicas.progress.notify();
@@ -409,7 +413,7 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
             let is_any_sealed = replicas.context.deliveries.has_sealed_purges() && unsealed.len() < purges.len();
             let patience = patience(replicas, journal, &purges, is_any_sealed);
             let message =
-                Message { purges, done, unsealed, refused: Some(refused), ..peer.message(replicas, patience) };
+                Message { purges, done, unsealed, refused: Some(refused), traces, ..peer.message(replicas, patience) };
             let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));
             let answer = tokio::spawn(async move { peer.client.post(&replicas, &message).await });
             in_flight.push_back(Sent { last, closes_gap, answer: AbortOnDropHandle::new(answer) });
@@ -436,6 +440,7 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
                 return PeerError::NoAnswer(Duration::ZERO);
             },
             _ = refusals.changed() => {}
+            () = traces.noted(), if !full => {}
             () = asks_again(replicas, peer) => asks = true,
             _ = woken.changed() => {
                 if peer.is_gone() {

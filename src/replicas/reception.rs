@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::message::{Confirmation, FORMAT, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
 use super::peer::Peer;
+use super::telling::Telling;
 use super::{GAP, Record, Replicas};
 use crate::delivery::Acknowledged;
 use crate::fleet::NodeId;
@@ -79,6 +80,7 @@ impl Replicas {
         if Mutant::EarlyConfirmation.lives() {
             return Received::Confirmed(self.confirmation(&message, None, Acknowledged::default()).into());
         }
+        let telling = Telling::begin(self.context.tracer.as_deref(), &message);
         let position = match self.store_purges(journal, &message).await {
             Ok(position) => position,
             Err(error) => return Received::Failed(error),
@@ -94,6 +96,9 @@ impl Replicas {
             }
             None => Acknowledged::default(),
         };
+        if let Some(telling) = telling {
+            telling.end(journal, &message);
+        }
         // After the wait: later refusals come too late.
         let refused = self.refused(journal, &message);
         let (deliveries, seals) = (&self.context.deliveries, self.context.deliveries.has_sealed_purges());

@@ -15,22 +15,36 @@
 mod context;
 mod deliveries;
 mod span;
+mod told;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use prometheus::IntCounter;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use context::TraceContext;
 pub use deliveries::DeliveryNote;
-pub use span::{Attribute, FinishedSpan, SpanKind};
+pub use span::{Attribute, FinishedSpan, SpanKind, purge_attributes};
+pub use told::{ToldNote, TracedPurge};
 
 use deliveries::DeliveryBook;
+use told::{AcceptedBook, ToldBook};
 
 /// The most requests whose spans wait for the exporter. Each is two or three spans of less than 2 KiB: some 20 MiB.
 const QUEUE: usize = 4096;
+
+/// The purges, the deliveries and the tellings that are remembered: the newest. What comes later than so many has no span.
+const NEWEST: usize = 256;
+
+fn push<T>(newest: &mut VecDeque<T>, item: T) {
+    if newest.len() == NEWEST {
+        newest.pop_front();
+    }
+    newest.push_back(item);
+}
 
 /// The ids of a span that has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +80,10 @@ pub struct Tracer {
     queue: mpsc::Sender<Vec<FinishedSpan>>,
     dropped: IntCounter,
     deliveries: Mutex<DeliveryBook>,
+    accepted: Mutex<AcceptedBook>,
+    /// The serial of the next purge that is accepted with a trace.
+    next_accepted: watch::Sender<u64>,
+    told: Mutex<ToldBook>,
 }
 
 impl Tracer {
@@ -73,7 +91,16 @@ impl Tracer {
     /// decided, 0 to 1. `dropped` counts spans that were lost.
     pub fn new(sample: f64, dropped: IntCounter) -> (Arc<Self>, mpsc::Receiver<Vec<FinishedSpan>>) {
         let (queue, spans) = mpsc::channel(QUEUE);
-        (Arc::new(Tracer { sample, queue, dropped, deliveries: Mutex::default() }), spans)
+        let tracer = Tracer {
+            sample,
+            queue,
+            dropped,
+            deliveries: Mutex::default(),
+            accepted: Mutex::default(),
+            next_accepted: watch::Sender::new(0),
+            told: Mutex::default(),
+        };
+        (Arc::new(tracer), spans)
     }
 
     /// Begins the span of a request. `incoming`: what its sender said; `is_trusted`: whether that decides what is exported.
@@ -93,12 +120,46 @@ impl Tracer {
         }
     }
 
-    /// Records which span the purge at this position of the journal has: its deliveries are within it.
+    /// Records which span the purge at this position of the journal has, that was accepted here: its deliveries are within it,
+    /// and what other replicas do with it.
     pub fn note_purge(&self, position: u64, span: OpenSpan) {
         if span.context.is_sampled {
             let made = self.deliveries.lock().note_purge(position, span);
             self.hand_over_some(made);
+            let next = self.accepted.lock().note(position, span.context);
+            self.next_accepted.send_replace(next);
         }
+    }
+
+    /// At most `most` of the purges that were accepted here with a trace, from the one with this serial on.
+    pub fn accepted_from(&self, serial: u64, most: usize) -> Vec<TracedPurge> {
+        self.accepted.lock().list_from(serial, most)
+    }
+
+    /// The serial of the next of them, to wait for its moves.
+    pub fn watch_accepted(&self) -> watch::Receiver<u64> {
+        self.next_accepted.subscribe()
+    }
+
+    /// Records a purge that another replica told us of. It gets a span once its trace is known.
+    pub fn note_told(&self, told: ToldNote) {
+        let made = self.told.lock().note_told(told);
+        self.finish_told(made);
+    }
+
+    /// Records the trace of a purge that another replica tells us of by this name.
+    pub fn note_told_context(&self, id: &str, context: TraceContext) {
+        if context.is_sampled {
+            let made = self.told.lock().note_context(id, context);
+            self.finish_told(made);
+        }
+    }
+
+    fn finish_told(&self, made: Option<(u64, FinishedSpan)>) {
+        let Some((position, span)) = made else { return };
+        let mut made = self.deliveries.lock().note_purge(position, span.ids);
+        made.push(span);
+        self.hand_over(made);
     }
 
     /// Records a delivery: each purge that it was for gets a span of it.

@@ -17,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{self, HeaderError};
-use crate::fleet::{PurgeHeaders, SendProxy, VarnishSettings};
+use crate::files::is_ours;
+use crate::fleet::{FaultKind, SecretHeaders, SendProxy, VarnishSettings};
 use crate::http1::{BadChunk, BadHead, ChunkedDecoder, Framing, HeadLimits, HeadScan, Method, ResponseHead};
 use crate::proxy_protocol;
 use crate::purge::{Ban, Forward, PROBE_PATH, what_to_change, would_obey};
@@ -39,7 +40,7 @@ const FLUSHED: &[u8] = b"x-clearcoat-flushed";
 pub struct PurgeEndpoint {
     address: SocketAddr,
     send_proxy: SendProxy,
-    headers: PurgeHeaders,
+    headers: SecretHeaders,
     timeout: Duration,
 }
 
@@ -118,18 +119,19 @@ pub enum DeliveryError {
 }
 
 impl DeliveryError {
-    /// Its name in a span.
-    pub fn as_str(&self) -> &'static str {
+    /// Its kind.
+    pub fn kind(&self) -> FaultKind {
         match self {
-            DeliveryError::Header(_) => "header",
-            DeliveryError::Connect(_) => "connect",
-            DeliveryError::Io(_) => "io",
-            DeliveryError::Timeout(_) => "timeout",
-            DeliveryError::Unanswered(_) => "unanswered",
-            DeliveryError::Malformed(_) | DeliveryError::MalformedBody(_) => "malformed",
-            DeliveryError::Endless => "endless",
-            DeliveryError::Refused { .. } => "refused",
-            DeliveryError::Failed { .. } => "failed",
+            DeliveryError::Header(_) => FaultKind::OurSettings,
+            DeliveryError::Connect(error) | DeliveryError::Io(error) if is_ours(error) => FaultKind::OurShortage,
+            DeliveryError::Connect(error) | DeliveryError::Io(error) => FaultKind::of_connection(error),
+            DeliveryError::Timeout(_) => FaultKind::Silent,
+            DeliveryError::Unanswered(_) => FaultKind::SilentToPurges,
+            DeliveryError::Malformed(_) | DeliveryError::MalformedBody(_) | DeliveryError::Endless => {
+                FaultKind::Malformed
+            }
+            DeliveryError::Refused { .. } => FaultKind::Refuses,
+            DeliveryError::Failed { .. } => FaultKind::Fails,
         }
     }
 

@@ -240,21 +240,32 @@ fn the_command_check_prints_what_would_run_or_says_what_is_wrong() {
         std::fs::write(&file, text).expect("written");
         result(&run(&["check", "--config", path]))
     };
-    let (code, output, errors) = check("[purge]\nack_timeout = \"3s\"\n");
+    let nodes = "[[node]]\nrole = \"varnish\"\nid = \"a\"\naddress = \"127.0.0.1:1\"\n[[node]]\nrole = \"web\"\nid = \"a\"\naddress = \"127.0.0.1:2\"\n";
+    let text = format!("[purge]\nack_timeout = \"3s\"\n{nodes}");
+    assert_eq!(check(&text), (Some(0), format!("{path} is valid: 1 Varnish, 1 web node\n"), String::new()));
+    let (code, output, errors) = result(&run(&["check", "--show", "--config", path]));
     assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(output.ends_with(&format!("\n# {path} is valid: 1 Varnish, 1 web node\n")), "{output}");
     let effective: toml::Table = output.parse().expect("TOML");
     assert_eq!(effective["purge"]["ack_timeout"].as_str(), Some("3s"), "{output}");
     assert_eq!(effective["journal"]["kind"].as_str(), Some("disk"), "{output}");
 
     let (code, output, errors) = check("[edge]\npolicy = \"fastest\"\n[purge]\nack_timout = \"1s\"\n");
     assert_eq!((code, output.as_str()), (Some(1), ""));
-    assert!(errors.lines().all(|line| line.contains(path)), "{errors}");
-    for named in ["edge.policy", "fastest", "rendezvous", "purge.ack_timout", "ack_timeout"] {
-        assert!(errors.contains(named), "without {named}: {errors}");
-    }
+    let expected = [
+        format!("{path}:2:1: edge.policy = \"fastest\": unknown value; allowed: rendezvous, "),
+        format!("{path}:4:1: purge.ack_timout = \"1s\": unknown key; did you mean purge.ack_timeout? allowed: "),
+        format!("{path} is not valid: 2 errors"),
+    ];
+    assert!(errors.lines().zip(&expected).all(|(line, start)| line.starts_with(start)), "{errors}");
+    assert_eq!(errors.lines().count(), expected.len(), "{errors}");
     // A configuration that fails the check does not start.
     let (code, _, errors) = result(&run(&["serve", "--config", path]));
     assert!(code == Some(1) && errors.contains("edge.policy"), "{code:?} {errors}");
+    // What is hardly meant is said, and the verdict is last.
+    let (code, output, errors) = check("");
+    assert_eq!((code, output), (Some(0), format!("{path} is valid: 0 Varnish, 0 web nodes\n")));
+    assert!(errors.starts_with("warning: no node is configured"), "{errors}");
 }
 
 #[test]

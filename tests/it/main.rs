@@ -17,6 +17,7 @@ mod examples;
 mod exercise;
 mod failover;
 mod fan_out;
+mod fault_kinds;
 mod forms;
 mod guard;
 mod inherited;

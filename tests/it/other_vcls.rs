@@ -199,7 +199,8 @@ fn a_vcl_that_wants_a_key_gets_it_from_a_file_and_it_stays_secret() {
     assert_eq!(asked(&fleet, request).json()["applied"].as_array().map(Vec::len), Some(2));
     assert_eq!(fleet.cached("/p/1"), ["MISS", "MISS"]);
 
-    let check = run(&["check", "--config", fleet.folder.path().join("clearcoat.toml").to_str().expect("a path")]);
+    let check =
+        run(&["check", "--show", "--config", fleet.folder.path().join("clearcoat.toml").to_str().expect("a path")]);
     let checked = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(check.status.success() && checked.contains("X-Purge-Key"), "{check:?}");
     let metrics = get(fleet.clearcoat.admin, "/metrics").expect("metrics").text().to_owned();

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::data_path::rig::{Rig, always, get_request};
+use crate::support::clearcoat::run;
 use crate::support::client::{Connection, exchange, tag};
 use crate::support::collector::{Collected, Collector};
 use crate::support::fleet::{Fleet, Plan};
+use crate::support::tls::Issued;
 use crate::support::upstream::{Call, Seen, Then, Upstream};
 use crate::support::{PATIENCE, eventually};
 
@@ -176,6 +178,136 @@ fn a_purge_is_a_trace_with_its_deliveries() {
         });
     }
     assert!(!format!("{:?}", collector.spans()).contains("cat_p_7"));
+}
+
+#[test]
+fn what_a_replica_does_with_a_told_purge_is_a_part_of_its_trace() {
+    for (etcd, journal) in [(0, "disk"), (1, "etcd")] {
+        let collector = Collector::start();
+        let config = collector.config(0.0).leak();
+        let plan =
+            Plan { varnish: 1, web: 1, replicas: 2, etcd, journal, ack_timeout: "10s", config, ..Plan::default() };
+        let fleet = Fleet::start(&plan);
+        let head = "PURGE / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n";
+        let pattern = tag("cat_p_7");
+        // One after the other, so that some of them are told before their trace is known and some after.
+        for number in 0..8 {
+            let trace = TRACE.replace("4bf9", &format!("{:04x}", 0x1000 + number));
+            let traceparent = format!("00-{trace}-{SENDER}-01");
+            let traced = format!("{head}X-Magento-Tags-Pattern: {pattern}\r\ntraceparent: {traceparent}\r\n\r\n");
+            let answer = exchange(fleet.clearcoat.purge, traced).unwrap();
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let named = |spans: &[Collected], name: &str| {
+                spans.iter().find(|span| span.trace_id() == trace && span.span.name == name).cloned()
+            };
+            let purge = collector.eventually("the span of the purge", |spans| named(spans, "purge"));
+            let told = collector.eventually("the span at the other one", |spans| named(spans, "told"));
+            assert!(told.is_within(&purge), "{told:?}");
+            let facts = ["clearcoat.replica", "clearcoat.purge.kind", "clearcoat.purge.tags"].map(|key| told.get(key));
+            assert_eq!(facts, [fleet.clearcoat.fleet()["replicas"][0]["id"].as_str().unwrap(), "tags", "1"]);
+            // Its own delivery to the same Varnish.
+            collector.eventually("its delivery there", |spans| {
+                let is_it = |span: &&Collected| span.is_within(&told) && span.span.name == "delivery";
+                spans.iter().find(is_it).map(|span| assert_eq!(span.get("clearcoat.node"), "varnish-1"))
+            });
+        }
+        // Not traced: nothing is told of it.
+        let untraced = format!("{head}X-Magento-Tags-Pattern: {pattern}\r\ntraceparent: {}\r\n\r\n", sender("00"));
+        assert_eq!(exchange(fleet.clearcoat.purge, untraced).unwrap().status, 200);
+        assert!(collector.spans().iter().all(|span| span.trace_id() != TRACE));
+        let tellings = collector.spans().iter().filter(|span| span.span.name == "told").count();
+        assert_eq!(tellings, 8);
+    }
+}
+
+/// A section that exports to this address by TLS. `more` are keys.
+fn by_tls(host_port: &str, more: &str) -> String {
+    format!("[traces]\nendpoint = \"https://{host_port}\"\n{more}\n")
+}
+
+#[test]
+fn a_collector_that_wants_tls_and_a_key_has_them_and_the_key_is_secret() {
+    let collector = Collector::start();
+    let folder = tempfile::tempdir().unwrap();
+    let issued = Issued::for_names(&["127.0.0.1"]);
+    let (address, _tls) = collector.by_tls(&issued);
+    let (ca, key) = (issued.write(folder.path(), "ca").cert, folder.path().join("key"));
+    std::fs::write(&key, "Bearer geheim-1\n").unwrap();
+    let headers = format!("ca = {ca:?}\nheaders = {{ Authorization = {{ file = {key:?} }} }}");
+    let section = by_tls(&address.to_string(), &headers);
+    let rig = Rig::start(
+        &format!("{section}[log]\nlevel = \"trace\"\nformat = \"json\"\n"),
+        vec![always(PAGE, Then::KeepAlive)],
+        vec![],
+    );
+    let mut client = rig.edge();
+    let mut ask = |path: &str| {
+        client.send(get_request(path)).unwrap();
+        assert_eq!(client.answer(false).unwrap().status, 200);
+    };
+    ask("/first");
+    collector.request("edge", "/first");
+    assert_eq!(collector.keys(), ["Bearer geheim-1"]);
+    // The key is changed at both sides, without a restart.
+    std::fs::write(&key, "Bearer geheim-2").unwrap();
+    ask("/second");
+    collector.request("edge", "/second");
+    assert_eq!(collector.keys().last().unwrap(), "Bearer geheim-2");
+    collector.refuse(401);
+    ask("/refused");
+    rig.clearcoat.log().waits_for("the collector answers 401 Unauthorized: see traces.headers");
+    // In text, too: it is hidden wherever the configuration is shown.
+    let config = folder.path().join("clearcoat.toml");
+    let text = by_tls("otlp.example", "headers = { Authorization = \"Bearer geheim-3\", Host = \"geheim-4\" }");
+    let wrong = (std::fs::write(&config, &text), run(&["check", "--config", config.to_str().unwrap()])).1;
+    assert!(!wrong.status.success());
+    std::fs::write(&config, text.replace(", Host = \"geheim-4\"", "")).unwrap();
+    let right = run(&["check", "--show", "--config", config.to_str().unwrap()]);
+    assert!(right.status.success(), "{right:?}");
+    let shown = format!("{wrong:?}{right:?}{}", rig.clearcoat.log().text());
+    assert!(shown.contains("(hidden)") && !shown.contains("geheim"), "{shown}");
+}
+
+#[test]
+fn a_certificate_that_is_not_accepted_is_named_with_its_setting() {
+    let collector = Collector::start();
+    let folder = tempfile::tempdir().unwrap();
+    let issued = Issued::for_names(&["127.0.0.1"]);
+    let (address, _tls) = collector.by_tls(&issued);
+    let right = issued.write(folder.path(), "right").cert;
+    let other = Issued::for_names(&["127.0.0.1"]).write(folder.path(), "other").cert;
+    let expired = Issued::ended_in(&["127.0.0.1"], Some(2020));
+    let (ended, _ended) = collector.by_tls(&expired);
+    let expired = expired.write(folder.path(), "expired").cert;
+    let ca = |file: &std::path::Path| format!("ca = {file:?}");
+    for (host_port, more, named) in [
+        (address.to_string(), ca(&other), format!("its certificate is of no CA in traces.ca = {}", other.display())),
+        (address.to_string(), String::new(), "name its CA in traces.ca".to_owned()),
+        (format!("localhost:{}", address.port()), ca(&right), "its certificate is not for localhost".to_owned()),
+        (ended.to_string(), ca(&expired), "its certificate has expired".to_owned()),
+        (collector.address.to_string(), ca(&right), "what answers there speaks no TLS".to_owned()),
+    ] {
+        let rig = Rig::start(&by_tls(&host_port, &more), vec![always(PAGE, Then::KeepAlive)], vec![]);
+        let mut client = rig.edge();
+        let mut ask = |path: &str| {
+            client.send(get_request(path)).unwrap();
+            assert_eq!(client.answer(false).unwrap().status, 200);
+        };
+        ask("/lost");
+        let log = rig.clearcoat.log();
+        log.waits_for("spans are not exported");
+        assert!(log.text().contains(&named), "{named}: {}", log.text());
+        if more == ca(&other) {
+            // The file is read again.
+            std::fs::copy(&right, &other).unwrap();
+            eventually("spans are exported", || {
+                ask("/taken");
+                log.has("spans are exported").then_some(())
+            });
+            collector.request("edge", "/taken");
+        }
+    }
+    assert!(!collector.spans().iter().any(|span| span.get("url.path") == "/lost"));
 }
 
 #[test]

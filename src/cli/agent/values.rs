@@ -32,7 +32,7 @@ pub(super) fn host_port(text: &str) -> Result<String, &'static str> {
     if is_host_port(text) {
         Ok(text.to_owned())
     } else {
-        Err("wanted HOST:PORT such as 10.0.1.11:6081 or [fd00::1]:80")
+        Err("wanted HOST:PORT such as 192.0.2.11:6081 or [2001:db8::1]:80")
     }
 }
 

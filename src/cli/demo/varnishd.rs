@@ -58,6 +58,11 @@ impl Varnishd {
         Ok(())
     }
 
+    /// Its process group: the manager, and the worker that serves. `None` once it has ended.
+    pub(super) fn group(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }

@@ -19,7 +19,7 @@ impl Etcd {
             let name = format!("endpoints[{index}]");
             let authority = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
             let is_url = authority.is_some_and(|authority| is_host_port(authority.trim_end_matches('/')));
-            let reason = "wanted http://HOST:PORT or https://HOST:PORT such as http://10.0.2.1:2379";
+            let reason = "wanted http://HOST:PORT or https://HOST:PORT such as http://203.0.113.1:2379";
             require(is_url, &name, reason.to_owned());
             let is_like_the_others = endpoint.starts_with("https://") == encrypted;
             require(!is_url || is_like_the_others, &name, "either all are https or none is".to_owned());

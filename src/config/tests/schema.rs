@@ -30,7 +30,8 @@ fn example() -> Value {
 fn faults(place: Place, value: Value) -> Vec<(String, String)> {
     let mut file = example();
     *slot(&mut file, place) = value;
-    let Err(errors) = Config::assemble(Some(("-".to_owned(), &toml::to_string(&file).unwrap())), Vec::new()) else {
+    let text = toml::to_string(&file).unwrap();
+    let Err(errors) = Config::assemble(Some(("-".to_owned(), &text)), Vec::new(), NamedFiles::Elsewhere) else {
         return Vec::new();
     };
     let faults = errors.iter().filter_map(|error| match error {
@@ -83,7 +84,7 @@ fn schema(place: Place, known: &Known) -> Json {
 fn kind(place: Place, known: &Known) -> Json {
     let said = faults(place, Value::Datetime(NO_VALUE.parse().unwrap()));
     let (_, reason) = said.first().unwrap_or_else(|| panic!("{} takes a date", written(place)));
-    if let Some(words) = reason.strip_prefix("unknown value; allowed: ") {
+    if let Some((_, words)) = reason.strip_prefix("unknown value; ").and_then(|rest| rest.split_once("allowed: ")) {
         return json!({ "enum": words.split(", ").collect::<Vec<_>>() });
     }
     if let Some(most) = reason.strip_prefix("wanted a whole number from 0 to ") {
@@ -115,7 +116,7 @@ fn form(place: Place) -> Option<String> {
 fn table(place: Place, known: &Known) -> Json {
     let unknown = below(place, "?");
     let said = faults(&unknown, true.into());
-    let keys = said[0].1.strip_prefix("unknown key; allowed: ").unwrap();
+    let (_, keys) = said[0].1.split_once("allowed: ").unwrap();
     let properties: Map<String, Json> =
         keys.split(", ").map(|key| (key.to_owned(), schema(&below(place, key), known))).collect();
     let is_required = |key: &&String| {
@@ -173,7 +174,7 @@ fn comments() -> BTreeMap<String, String> {
 
 /// The configuration that comes of a file, with every key.
 fn effective(file: &str) -> Value {
-    Value::Table(with(file, &[]).unwrap().to_toml().unwrap().parse::<Table>().unwrap())
+    Value::Table(of_elsewhere(file, &[]).unwrap().to_toml().unwrap().parse::<Table>().unwrap())
 }
 
 #[test]

@@ -95,12 +95,12 @@ impl Rig {
     /// Waits for an error of the delivery with this text.
     async fn until_it_says(&self, text: &str) {
         let said = async {
-            while self.deliveries.error(self.node.id()).is_none_or(|error| !error.contains(text)) {
+            while self.deliveries.fault(self.node.id()).is_none_or(|fault| !fault.text.contains(text)) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         let waited = tokio::time::timeout(PATIENCE, said).await;
-        assert!(waited.is_ok(), "{:?}", self.deliveries.error(self.node.id()));
+        assert!(waited.is_ok(), "{:?}", self.deliveries.fault(self.node.id()));
     }
 }
 
@@ -173,7 +173,7 @@ async fn a_node_that_closes_after_each_answer_gets_on() {
         last = rig.accept(handed_on(&format!("/p/{number}-"))).await.0;
     }
     rig.until_at(last).await;
-    assert_eq!(rig.deliveries.error(rig.node.id()), None);
+    assert_eq!(rig.deliveries.fault(rig.node.id()), None);
 }
 
 #[tokio::test]

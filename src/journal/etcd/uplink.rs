@@ -32,11 +32,13 @@ pub(super) struct Uplink {
     session: Mutex<Option<Arc<Session>>>,
     /// Notified when there is something to upload, or the connection is lost.
     wake: Notify,
+    /// Why there is no connection, until that is said.
+    away: Mutex<Option<String>>,
 }
 
 impl Uplink {
     pub(super) fn new(etcd: SharedEtcd) -> Self {
-        Uplink { etcd, session: Mutex::default(), wake: Notify::new() }
+        Uplink { etcd, session: Mutex::default(), wake: Notify::new(), away: Mutex::default() }
     }
 
     /// The connection, if there is one.
@@ -71,12 +73,22 @@ impl Uplink {
         let mut current = self.session.lock();
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
             *current = None;
-            tracing::warn!(endpoint = session.endpoint, error = %causes(failure), "purges cannot be written to etcd: they go to the spool");
+            *self.away.lock() = Some(format!("{}: {}", session.endpoint, causes(failure)));
             self.wake.notify_one();
         }
     }
 
+    /// Says that purges are not in etcd, once for each loss of the connection. Without a purge it does not matter.
+    pub(super) fn tell_spooled(&self) {
+        if let Some(error) = self.away.lock().take() {
+            tracing::warn!(error, "purges cannot be written to etcd: they go to the spool");
+        }
+    }
+
     fn set(&self, session: Option<Arc<Session>>) {
+        if session.is_some() {
+            *self.away.lock() = None;
+        }
         *self.session.lock() = session;
     }
 }
@@ -111,20 +123,21 @@ fn encode(entry: &Entry) -> Vec<u8> {
 pub(super) async fn run(inner: Arc<Inner>) {
     let uplink = &inner.uplink;
     let mut pauses = Pauses::default();
-    let mut logged = false;
+    let mut is_known = false;
     loop {
         match connected(&inner, &mut pauses).await {
-            // The loss was logged by the task that dropped the connection.
+            // Whoever dropped the connection has noted why.
             Ok(()) => {}
-            // Logged once for each loss of the connection.
-            Err(failure) if logged && uplink.session().is_none() => {
-                tracing::debug!(error = %causes(&failure), "purges still cannot be written to etcd");
+            // Once for each loss of the connection.
+            Err(failure) if is_known && uplink.session().is_none() => {
+                tracing::debug!(error = %causes(&failure), "etcd still takes no purges");
             }
-            Err(failure) => {
-                tracing::warn!(error = %causes(&failure), "purges cannot be written to etcd: they go to the spool");
-            }
+            Err(failure) => *uplink.away.lock() = Some(causes(&failure).to_string()),
         }
-        logged = true;
+        if !inner.local.readable().position_map.lock().missing().is_empty() {
+            uplink.tell_spooled();
+        }
+        is_known = true;
         uplink.set(None);
         pauses.wait().await;
     }

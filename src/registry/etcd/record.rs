@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::NodeFacts;
 use crate::fleet::{
-    DEFAULT_HEADER_LIMIT, NodeId, NodeSource, NodeSpec, PurgeDialect, PurgeHeaders, Role, SendProxy, ServingState,
+    DEFAULT_HEADER_LIMIT, NodeId, NodeSource, NodeSpec, PurgeDialect, Role, SecretHeaders, SendProxy, ServingState,
     VarnishSettings,
 };
 
@@ -98,7 +98,7 @@ impl NodeRecord {
             send_proxy: self.send_proxy,
             epoch: self.epoch.clone(),
             // The keeper uses those of the configuration; `fleet/headers.rs` explains why records have none.
-            headers: PurgeHeaders::default(),
+            headers: SecretHeaders::default(),
         };
         NodeSpec {
             source: NodeSource::Etcd,
@@ -138,7 +138,7 @@ impl Written {
         };
         let faults = facts.faults();
         if !text.starts_with('{') && !faults.is_empty() {
-            return Err(format!("{}: neither HOST:PORT such as 10.0.0.5:80 nor a JSON object", shown(text)));
+            return Err(format!("{}: neither HOST:PORT such as 192.0.2.5:80 nor a JSON object", shown(text)));
         }
         if let Some((name, reason)) = faults.first() {
             return Err(format!("{name}: {reason}"));
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!((spec.weight, record.weight, record.drain), (0, 3, true));
         let epoch = Some("e1".into());
         let (delivery, header_limit, send_proxy) = (PurgeDialect::Xkey, 1024, SendProxy::V2);
-        let headers = PurgeHeaders::default();
+        let headers = SecretHeaders::default();
         assert_eq!(spec.varnish, Some(VarnishSettings { delivery, header_limit, send_proxy, epoch, headers }));
         assert_eq!(spec.zone.as_deref(), Some("a"));
         assert_eq!((spec.labels["rack"].as_str(), spec.source), ("7", NodeSource::Etcd));
@@ -226,12 +226,12 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_refused_with_what_is_allowed() {
         for (role, value, expected) in [
-            (Role::Web, "", "``: neither HOST:PORT such as 10.0.0.5:80 nor a JSON object"),
+            (Role::Web, "", "``: neither HOST:PORT such as 192.0.2.5:80 nor a JSON object"),
             (Role::Web, "\"10.0.0.5:80\"", "`\\\"10.0.0.5:80\\\"`: neither HOST:PORT"),
             (Role::Web, "10.0.0.5", "neither HOST:PORT"),
             (Role::Web, "{\"address\":", "not JSON: EOF while parsing"),
             (Role::Web, "{}", "missing field `address`"),
-            (Role::Web, r#"{"address":"10.0.0.5"}"#, "address: wanted HOST:PORT such as 10.0.1.11:6081"),
+            (Role::Web, r#"{"address":"10.0.0.5"}"#, "address: wanted HOST:PORT such as 192.0.2.11:6081"),
             (Role::Web, r#"{"address":"a:80","weight":65536}"#, "weight: must be 0 to 65535"),
             (Role::Web, r#"{"address":"a:80","weight":-1}"#, "weight: invalid value: integer `-1`, expected u32"),
             (

@@ -57,14 +57,16 @@ impl EtcdRegistry {
             return self.tell(Event::Listed(NodeSource::Etcd)).await;
         }
         let Some(saved) = self.disk.read().await else {
-            tracing::warn!("etcd does not answer, and there is no last fleet on disk: waiting for etcd");
+            tracing::warn!(
+                "etcd has not given the nodes in time, and there is no last fleet on disk: waiting for etcd"
+            );
             self.start = StartPhase::Nothing;
             return Ok(());
         };
         tracing::warn!(
             nodes = saved.nodes.len(),
             revision = saved.revision,
-            "etcd does not answer: the last fleet on disk is taken"
+            "etcd has not given the nodes in time: the last fleet on disk is taken"
         );
         (self.cluster, self.revision) = (saved.cluster, saved.revision);
         for SavedNode { key, lease, record, spec } in saved.nodes {

@@ -8,11 +8,8 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
-use super::{FinishedSpan, OpenSpan, SpanKind};
+use super::{FinishedSpan, OpenSpan, SpanKind, push};
 use crate::fleet::NodeId;
-
-/// The purges, and the deliveries, that are remembered: the newest. What comes later than so many has no span.
-const NEWEST: usize = 256;
 
 /// A delivery to a node, of a part of the journal.
 #[derive(Clone, Debug)]
@@ -54,13 +51,6 @@ impl DeliveryBook {
     }
 }
 
-fn push<T>(newest: &mut VecDeque<T>, item: T) {
-    if newest.len() == NEWEST {
-        newest.pop_front();
-    }
-    newest.push_back(item);
-}
-
 impl DeliveryNote {
     fn span_within(&self, purge: &OpenSpan) -> FinishedSpan {
         let mut attributes = vec![
@@ -85,7 +75,7 @@ impl DeliveryNote {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::traces::TraceContext;
+    use crate::telemetry::traces::{NEWEST, TraceContext};
 
     fn purge(span_id: u64) -> OpenSpan {
         OpenSpan { context: TraceContext { trace_id: 1, span_id, is_sampled: true }, parent: None }

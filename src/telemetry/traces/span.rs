@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::SystemTime;
 
 use super::OpenSpan;
+use crate::purge::{Purge, Target};
 
 /// A span that has ended. Names and keys are those of OpenTelemetry's semantic conventions for HTTP, and `clearcoat.*`.
 #[derive(Clone, Debug)]
@@ -78,6 +79,16 @@ impl From<usize> for Attribute {
     fn from(number: usize) -> Self {
         Attribute::from(number as u64)
     }
+}
+
+/// What a span says of a purge. What its tags are is not said: they are many, and in the journal.
+pub fn purge_attributes(purge: &Purge) -> [(&'static str, Attribute); 3] {
+    let tags = |target: &Target| if let Target::Tags(tags) = target { tags.iter().count() } else { 0 };
+    [
+        ("clearcoat.purge.kind", purge.kind().into()),
+        ("clearcoat.purge.targets", purge.targets.len().into()),
+        ("clearcoat.purge.tags", purge.targets.iter().map(tags).sum::<usize>().into()),
+    ]
 }
 
 #[cfg(test)]

@@ -10,8 +10,14 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::eventually;
+use super::tls::Issued;
 
 /// A running collector.
 pub struct Collector {
@@ -26,6 +32,8 @@ struct Received {
     spans: Mutex<Vec<Collected>>,
     /// The status of its answers, if it is no 200.
     refuses: Mutex<Option<u16>>,
+    /// What the requests had in `Authorization`.
+    keys: Mutex<Vec<String>>,
 }
 
 /// A span as it was exported.
@@ -70,13 +78,47 @@ impl Collector {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+                let socket = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
                 send.send(socket.local_addr().expect("an address")).expect("the test waits");
                 http_server::serve(socket, handler, 64, 16 << 20, stages).await;
             });
         });
         let address = address.recv().expect("an address");
         Collector { address, received, shutdown, thread: Some(thread) }
+    }
+
+    /// A listener before it that speaks TLS with this certificate, for as long as the runtime lives that is returned with its
+    /// address.
+    pub fn by_tls(&self, issued: &Issued) -> (SocketAddr, tokio::runtime::Runtime) {
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).expect("a key");
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![issued.der.clone()], key)
+            .expect("a certificate");
+        let (acceptor, behind) = (TlsAcceptor::from(Arc::new(config)), self.address);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let socket = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a socket");
+        let address = socket.local_addr().expect("an address");
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    // A client that does not accept the certificate ends the handshake.
+                    let Ok(mut client) = acceptor.accept(stream).await else { return };
+                    let mut collector = TcpStream::connect(behind).await.expect("the collector");
+                    _ = copy_bidirectional(&mut client, &mut collector).await;
+                });
+            }
+        });
+        (address, runtime)
+    }
+
+    /// What the requests so far had in `Authorization`.
+    pub fn keys(&self) -> Vec<String> {
+        self.received.keys.lock().unwrap().clone()
     }
 
     /// The section of the configuration that exports to it.
@@ -137,6 +179,9 @@ impl Handler for Received {
     }
 
     async fn handle(&self, request: http::Request<hyper::body::Bytes>, _: SocketAddr) -> Response {
+        if let Some(key) = request.headers().get("authorization") {
+            self.keys.lock().unwrap().push(key.to_str().expect("text").to_owned());
+        }
         if let Some(status) = *self.refuses.lock().unwrap() {
             return response(status, "text/plain", b"not now".to_vec());
         }

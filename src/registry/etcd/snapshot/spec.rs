@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::fleet::{NodeId, NodeSource, NodeSpec, PurgeDialect, PurgeHeaders, Role, SendProxy, VarnishSettings};
+use crate::fleet::{NodeId, NodeSource, NodeSpec, PurgeDialect, Role, SecretHeaders, SendProxy, VarnishSettings};
 
 #[derive(Serialize, Deserialize)]
 struct Flat {
@@ -37,7 +37,7 @@ pub(super) fn serialize<S: Serializer>(spec: &NodeSpec, serializer: S) -> Result
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeSpec, D::Error> {
     let flat = Flat::deserialize(deserializer)?;
     let Flat { source, role, id, address, weight, delivery, header_limit, send_proxy, epoch, zone, labels } = flat;
-    let headers = PurgeHeaders::default();
+    let headers = SecretHeaders::default();
     let settings = VarnishSettings { delivery, header_limit, send_proxy, epoch, headers };
     let varnish = (role == Role::Varnish).then_some(settings);
     Ok(NodeSpec { source, id, address, weight, zone, labels, varnish })

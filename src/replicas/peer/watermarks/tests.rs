@@ -74,6 +74,7 @@ impl Rig {
             ack_timeout: Duration::from_millis(200),
             max_request: 1 << 20,
             token: None.into(),
+            tracer: None,
             metrics,
             memory: None,
         };

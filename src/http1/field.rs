@@ -111,8 +111,8 @@ pub(super) fn classify_request(name: &[u8]) -> FieldKind {
 /// Eight bytes at a time: a name has a dozen, too few for a search that prepares itself.
 fn has_underscore(name: &[u8]) -> bool {
     let (chunks, rest) = name.as_chunks::<8>();
-    let has = |chunk: &[u8; 8]| chunk.iter().fold(false, |has, &byte| has | (byte == b'_'));
-    chunks.iter().any(has) || rest.iter().any(|&byte| byte == b'_')
+    let has = |bytes: &[u8]| bytes.iter().fold(false, |has, &byte| has | (byte == b'_'));
+    chunks.iter().any(|chunk| has(chunk)) || has(rest)
 }
 
 /// Whether this is the name of the field with a request's id ([`Fields::has_request_id`]).

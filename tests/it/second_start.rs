@@ -1,7 +1,11 @@
 //! A second clearcoat, started by mistake beside one that serves, takes no connection of its clients when it cannot start. Both
 //! would listen at the edge by `SO_REUSEPORT`, and the kernel gives a share of all connections to each.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::support::clearcoat::{Clearcoat, run};
 use crate::support::client::{Connection, get};
@@ -70,6 +74,28 @@ fn configuration_of(clearcoat: &Clearcoat) -> toml::Table {
     config
 }
 
+/// The sockets that listen at this address of IPv4, of all processes, as the kernel lists them.
+fn listeners_at(address: SocketAddr) -> usize {
+    let SocketAddr::V4(address) = address else { panic!("an address of IPv4") };
+    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's sockets");
+    let listens = |row: &&str| {
+        let columns: Vec<&str> = row.split_whitespace().collect();
+        columns[1] == local && columns[3] == "0A"
+    };
+    table.lines().skip(1).filter(listens).count()
+}
+
+/// The most that listened at this address at any time, seen by looking all the time.
+fn watch_listeners(address: SocketAddr, ended: &AtomicBool) -> usize {
+    let mut most = 0;
+    while !ended.load(Ordering::SeqCst) {
+        most = most.max(listeners_at(address));
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    most
+}
+
 #[test]
 fn a_second_process_that_cannot_start_takes_no_connection_of_the_first() {
     let fleet = Fleet::start(&Plan { varnish: 1, config: "[runtime]\nworkers = 2\n", ..Plan::default() });
@@ -78,6 +104,12 @@ fn a_second_process_that_cannot_start_takes_no_connection_of_the_first() {
     eventually("readers read", || readers.iter().all(|reader| reader.reads() > 10).then_some(()));
     let folder = fleet.folder.path().join("second");
     std::fs::create_dir(&folder).expect("a folder");
+    let (edge, ended) = (fleet.clearcoat.edge, Arc::new(AtomicBool::new(false)));
+    assert_eq!(listeners_at(edge), 2, "one for each worker");
+    let watcher = std::thread::spawn({
+        let ended = Arc::clone(&ended);
+        move || watch_listeners(edge, &ended)
+    });
     for start in 0..STARTS {
         let (mistake, make, said) = MISTAKES[start % MISTAKES.len()];
         let mut config = configuration_of(&fleet.clearcoat);
@@ -90,6 +122,8 @@ fn a_second_process_that_cannot_start_takes_no_connection_of_the_first() {
         // Whether a port is free is found out before the edge listens, so nothing was said to.
         assert!(!errors.contains("\"message\":\"listening\""), "{mistake}: {errors}");
     }
+    ended.store(true, Ordering::SeqCst);
+    assert_eq!(watcher.join().expect("a thread"), 2, "somebody else has listened at the edge");
     readers.into_iter().for_each(Reader::stop);
     kept.send("GET /p/1 HTTP/1.1\r\nHost: shop.test\r\n\r\n").expect("it is open");
     assert_eq!(kept.answer(false).expect("an answer").status, 200);

@@ -386,7 +386,7 @@ mod tests {
             ("--role varnish --port 80 --vcl x", "--origin"),
             ("--role varnish --port 80 --origin a:1", "--vcl"),
             ("--role varnish --port 80 --vcl x --origin a", "HOST:PORT"),
-            ("--role varnish --port 80 --vcl x --origin a:1 --allow b", "such as 10.0.0.0/8"),
+            ("--role varnish --port 80 --vcl x --origin a:1 --allow b", "such as 192.0.2.5 or 192.0.2.0/24"),
             ("--role web --port 80 --username u", "--password-file: must name a file when --username is set"),
             ("--role web --port 80 --etcd 10.0.0.1:2379", "--etcd: wanted http://HOST:PORT"),
             ("--role web --port 80 --etcd https://a:2379", "--ca: must name a file"),

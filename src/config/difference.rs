@@ -202,11 +202,15 @@ mod tests {
 
     #[test]
     fn other_certificates_are_taken_at_the_same_addresses_only() {
+        // What is in them is looked at later.
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["a", "b", "k"] {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
         let with = |listen: &str, cert: &str| {
-            config(&[(
-                "CLEARCOAT_EDGE__TLS",
-                &format!("[{{ listen = [\"{listen}\"], cert = \"{cert}\", key = \"k\" }}]"),
-            )])
+            let [cert, key] = [cert, "k"].map(|file| folder.path().join(file));
+            let table = format!("[{{ listen = [\"{listen}\"], cert = {cert:?}, key = {key:?} }}]");
+            config(&[("CLEARCOAT_EDGE__TLS", &table)])
         };
         let before = with("127.0.0.1:8443", "a");
         let tls = || vec!["edge.tls".to_owned()];

@@ -7,10 +7,13 @@ export PATH := $(PATH):/usr/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/release/clearcoat
+# Debian's is the older one, as a program of its own.
+COMPOSE = $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
 DENY := $(TARGET)/tools/cargo-deny/bin/cargo-deny --locked check
-IMAGE ?= clearcoat:dev
+TAG ?= dev
+IMAGE ?= clearcoat:$(TAG)
 
-.PHONY: help demo build test soak mutants lint advisories bench bench-quick instructions image image-test clean
+.PHONY: help demo build test soak mutants lint advisories bench bench-quick instructions image image-test compose compose-images compose-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -49,7 +52,7 @@ lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them
 	cargo clippy --locked --features mutants --bins --test it -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	$(DENY) licenses bans sources
-	shellcheck .ci/run deploy/*.sh examples/*.sh tests/api/run.sh
+	shellcheck .ci/run deploy/*.sh deploy/compose/*.sh examples/*.sh tests/api/run.sh
 
 advisories: ## known holes in dependencies; not a part of lint, as it needs github.com and changes without a commit of ours
 	@deploy/install-deps.sh --for advisories
@@ -74,6 +77,18 @@ image: ## the container image, also where no base image can be pulled (IMAGE=cle
 image-test: image ## run the image: check, serve, purge, restart, stop; and as the agent of a node
 	@deploy/install-deps.sh --for image-test
 	deploy/test-image.sh $(IMAGE)
+
+compose-images: image ## the images of compose.yaml, with TAG=dev, also where none can be pulled
+	deploy/compose/build-images.sh $(TAG)
+
+compose: compose-images ## a whole shop in containers: three etcd, two clearcoat, three Varnish, two web nodes (docs/compose.md)
+	@deploy/install-deps.sh --for compose-test
+	CLEARCOAT_TAG=$(TAG) $(COMPOSE) up --detach
+	@echo "http://127.0.0.1:8080/ is the shop, http://127.0.0.1:9180/ the status page; '$(COMPOSE) down' ends it"
+
+compose-test: compose-images ## compose.yaml under load: scaled, killed, paused, cut off, recreated; nothing is refused, nothing stale
+	@deploy/install-deps.sh --for compose-test
+	deploy/test-compose.sh $(TAG)
 
 clean: ## remove what cargo built
 	cargo clean

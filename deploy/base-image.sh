@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Makes a runtime base image out of this machine's Debian packages, for where no image can be pulled.
-# It holds the C library, the CA certificates and what names the system to a scanner: no shell, no package manager.
+# It holds the C library, the CA certificates and what names the system to a scanner: no shell, no package manager; and
+# each PACKAGE with all that it depends on, unpacked: no install script has run, so there are no users and no alternatives.
 # The packages come by apt from wherever this machine gets its own, so libc is the one that the binary was linked with.
 # Needs apt, dpkg-deb and a Docker engine; neither root nor a network inside Docker.
 #
-#   deploy/base-image.sh NAME[:TAG]
+#   deploy/base-image.sh NAME[:TAG] [PACKAGE...]
 set -euo pipefail
 
-if [ $# -ne 1 ]; then
-    echo "usage: ${0##*/} NAME[:TAG]" >&2
+if [ $# -lt 1 ]; then
+    echo "usage: ${0##*/} NAME[:TAG] [PACKAGE...]" >&2
     exit 2
 fi
 image=$1
+shift
 packages=(base-files ca-certificates libc6 libgcc-s1)
 
 work=$(mktemp -d)
@@ -19,18 +21,26 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 root=$work/root
-mkdir "$work/debs" "$root"
+mkdir -p "$work/debs/partial" "$root"
+# What is installed here: nothing.
+touch "$work/status"
 
+# download [PACKAGE...], each with what it depends on.
 download() (
     cd "$work/debs"
     # As ourselves: apt's own user may not write to a private directory.
-    apt-get -qq -o APT::Sandbox::User="$(id -un)" download "${packages[@]}" </dev/null
+    apt=(apt-get -qq -o APT::Sandbox::User="$(id -un)")
+    "${apt[@]}" download "${packages[@]}" </dev/null
+    if [ $# -gt 0 ]; then
+        "${apt[@]}" -o Dir::State::status="$work/status" -o Dir::Cache::archives="$work/debs" -o Debug::NoLocking=1 \
+            install --yes --download-only --no-install-recommends "$@" </dev/null >/dev/null
+    fi
 )
 refresh() {
     if [ "$(id -u)" -eq 0 ]; then apt-get -qq update; else sudo apt-get -qq update; fi </dev/null
 }
 # Lists that are missing, or so old that the mirror has dropped the files they name.
-download || { refresh && download; }
+download "$@" || { refresh && download "$@"; }
 
 # Debian's merged /usr, as an installed system has it.
 mkdir -p "$root"/usr/{bin,sbin,lib,lib64}

@@ -2,11 +2,11 @@
 # Installs what a make target needs and that is not there yet: Debian packages, and what Debian does not have from PyPI.
 # Asks nothing, reads no standard input, and starts no service.
 #
-#   deploy/install-deps.sh --for build|lint|advisories|demo|test|bench|image-test
+#   deploy/install-deps.sh --for build|lint|advisories|demo|test|bench|image-test|compose-test
 set -euo pipefail
 
 usage() {
-    echo "usage: ${0##*/} --for build|lint|advisories|demo|test|bench|image-test" >&2
+    echo "usage: ${0##*/} --for build|lint|advisories|demo|test|bench|image-test|compose-test" >&2
     exit 2
 }
 if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
@@ -23,6 +23,7 @@ case $2 in
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime promtool:prometheus chromium:chromium $python" ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client readelf:binutils python3:python3" ;;
+    compose-test) wanted=$build; docker compose version >/dev/null 2>&1 || wanted+=" docker-compose:docker-compose" ;;
     bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
     *) usage ;;
 esac

@@ -64,7 +64,7 @@ test_contents() {
     done
     docker create --name "$name-other" "$image" >/dev/null
     docker cp "$name-other:/usr/local/bin/clearcoat" "$work/clearcoat"
-    docker rm "$name-other" >/dev/null
+    docker rm --volumes "$name-other" >/dev/null
     # Where cargo-auditable could not be had, the build has said so.
     if readelf --section-headers --wide "$work/clearcoat" | grep -qF .dep-v0; then
         objcopy --dump-section .dep-v0="$work/crates" "$work/clearcoat" "$work/copy"
@@ -81,7 +81,7 @@ print(*(package["name"] for package in json.loads(zlib.decompress(open(sys.argv[
 
 # other ARGUMENT...: another container, locked down as well; whether its user may write is the question.
 other() {
-    docker rm --force "$name-other" >/dev/null 2>&1 || true
+    docker rm --force --volumes "$name-other" >/dev/null 2>&1 || true
     docker run --detach --name "$name-other" --network none --read-only --cap-drop ALL --security-opt no-new-privileges "$@" >/dev/null
 }
 
@@ -114,7 +114,7 @@ test_readiness() {
     local said
     said=$(docker exec "$name-other" clearcoat status 2>&1) && fail "status has nothing to say of a clearcoat that is not ready"
     [[ $said == *"is not ready: "* ]] || fail "it does not answer: $said"
-    docker rm --force "$name-other" >/dev/null
+    docker rm --force --volumes "$name-other" >/dev/null
     echo "health: not ready is unhealthy"
 }
 

@@ -26,6 +26,7 @@ fn promtool(arguments: &[&str]) {
 #[test]
 fn the_alerts_fire_when_they_should_and_each_has_its_paragraph() {
     promtool(&["check", "rules", "rules.yml"]);
+    promtool(&["check", "config", "prometheus.yml"]);
     promtool(&["test", "rules", "rules_test.yml"]);
     let alerts: BTreeSet<&str> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let paragraphs: BTreeSet<&str> = RUNBOOK

@@ -47,7 +47,7 @@ function ask(string $host, int $port, string $head): array
         return [null, "connecting to $host failed: $reason"];
     }
     stream_set_timeout($stream, ANSWERING);
-    @fwrite($stream, "$head\r\nHost: shop.test\r\nConnection: close\r\n\r\n");
+    @fwrite($stream, "$head\r\nHost: shop.example\r\nConnection: close\r\n\r\n");
     $answer = (string) @stream_get_contents($stream);
     $late = stream_get_meta_data($stream)['timed_out'];
     fclose($stream);

@@ -9,6 +9,8 @@
 //! What is on disk always comes first: a varnishd that starts meanwhile, or is restarted by somebody else, reads it there.
 //! One that we did not start may have read what was there before, so it is told to load it at once.
 //!
+//! A name that does not resolve keeps its last addresses for a while: a resolver that is late for once, which lookups do not tell from
+//! a name that is gone, must not take a clearcoat from the VCL, and its address from the list of those who may purge.
 //! Names that resolve to nothing change nothing, as long as none does: a resolver that is away must not cost the fleet its
 //! origins. One name of several that has no address any more is a clearcoat that is gone, and its address may be
 //! somebody else's tomorrow, so it is left out.
@@ -25,7 +27,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::net::lookup_host;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
 use crate::atomic_file;
@@ -40,6 +42,8 @@ use crate::varnish::vcl::{InvalidHost, OriginAddress, VarnishVersion, render, st
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a lookup may take.
 const LOOKUP: Duration = Duration::from_secs(5);
+/// How long a name that does not resolve any more keeps its last addresses.
+const KEPT: Duration = Duration::from_secs(30);
 /// How long varnishd may take for a step: it compiles the VCL in one of them.
 const STEP: Duration = Duration::from_secs(30);
 /// The pauses between two tries to load a VCL.
@@ -109,6 +113,8 @@ pub(super) struct OriginFollower {
     settings: VclSettings,
     /// What is on disk; empty if nothing of ours is.
     written: String,
+    /// The last addresses of each origin, and when it had them.
+    last: Vec<Option<(Instant, Vec<SocketAddr>)>>,
     /// The names without an address.
     missing: Complaint,
     unwritten: Complaint,
@@ -140,7 +146,8 @@ impl OriginFollower {
     pub(super) async fn begin(settings: &VclSettings) -> Result<Self, NoVcl> {
         let written = written_before(&settings.file)?.unwrap_or_default();
         let (missing, unwritten, unloaded) = Default::default();
-        let mut this = OriginFollower { settings: settings.clone(), written, missing, unwritten, unloaded };
+        let last = vec![None; settings.origins.len()];
+        let mut this = OriginFollower { settings: settings.clone(), written, last, missing, unwritten, unloaded };
         loop {
             match this.write().await {
                 Ok(()) => return Ok(this),
@@ -199,8 +206,12 @@ impl OriginFollower {
         if text == self.written {
             return Ok(());
         }
+        // On another thread: this one also renews the lease of the node, whatever the disk does.
+        let (file, content) = (self.settings.file.clone(), text.clone());
+        let replaced = spawn_blocking(move || atomic_file::replace(&file, content.as_bytes())).await;
         let file = &self.settings.file;
-        atomic_file::replace(file, text.as_bytes()).map_err(|source| NoVcl::File { file: file.clone(), source })?;
+        let replaced = replaced.map_err(io::Error::other).flatten();
+        replaced.map_err(|source| NoVcl::File { file: file.clone(), source })?;
         let origins: Vec<String> = origins.iter().map(ToString::to_string).collect();
         tracing::info!(file = %file.display(), origins = origins.join(" "), "the VCL is written");
         self.written = text;
@@ -209,21 +220,26 @@ impl OriginFollower {
 
     /// All addresses of all names, each once, and the names without one, with the reason. All are asked for at once: a
     /// resolver may take its time to say that a name is gone.
-    async fn resolve(&self) -> (BTreeSet<SocketAddr>, Vec<String>) {
+    async fn resolve(&mut self) -> (BTreeSet<SocketAddr>, Vec<String>) {
         let mut lookups = JoinSet::new();
-        for OriginAddress { host, port } in &self.settings.origins {
+        for (index, OriginAddress { host, port }) in self.settings.origins.iter().enumerate() {
             let (host, port) = (host.trim_matches(['[', ']']).to_owned(), *port);
             lookups.spawn(async move {
                 let resolved = tokio::time::timeout(LOOKUP, lookup_host((host.as_str(), port))).await;
                 let addresses = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                addresses.map(Vec::from_iter).map_err(|error| format!("{host}: {error}"))
+                (index, addresses.map(Vec::from_iter).map_err(|error| format!("{host}: {error}")))
             });
         }
         let (mut found, mut without) = (BTreeSet::new(), vec![]);
-        for resolved in lookups.join_all().await {
-            match resolved {
-                Ok(addresses) => found.extend(addresses),
-                Err(reason) => without.push(reason),
+        let now = Instant::now();
+        for (index, resolved) in lookups.join_all().await {
+            match (resolved, &self.last[index]) {
+                (Ok(addresses), _) => {
+                    found.extend(addresses.iter().copied());
+                    self.last[index] = Some((now, addresses));
+                }
+                (Err(_), Some((at, addresses))) if now.duration_since(*at) < KEPT => found.extend(addresses),
+                (Err(reason), _) => without.push(reason),
             }
         }
         // In the order of their answers they would be another complaint each time.
@@ -247,7 +263,9 @@ impl OriginFollower {
     /// Has varnishd use what is on disk. Gives the name that it has there.
     async fn load(&self) -> Result<String, NotLoaded> {
         let file = &self.settings.secret_file;
-        let secret = std::fs::read(file).map_err(|source| NotLoaded::Secret { file: file.clone(), source })?;
+        let path = file.clone();
+        let secret = spawn_blocking(move || std::fs::read(path)).await.map_err(io::Error::other).flatten();
+        let secret = secret.map_err(|source| NotLoaded::Secret { file: file.clone(), source })?;
         let address = &self.settings.management;
         let name = format!("{PREFIX}{}", now_ms());
         let loaded = async {

@@ -42,8 +42,10 @@ pub(super) struct Reloader {
     parts: Arc<dyn TakeSettings>,
     metrics: Arc<Metrics>,
     manager: ServiceManager,
-    /// The text of the file when it was last accepted or refused.
+    /// The text of the file when it was last accepted.
     seen: Option<ConfigText>,
+    /// Why the file was refused at the last look, in words that are not told again.
+    refused: Vec<String>,
 }
 
 /// Takes another configuration, all of it or nothing.
@@ -77,7 +79,7 @@ impl Reloader {
         metrics: Arc<Metrics>,
         manager: ServiceManager,
     ) -> Self {
-        Reloader { source, running, parts, metrics, manager, seen: None }
+        Reloader { source, running, parts, metrics, manager, seen: None, refused: Vec::new() }
     }
 
     /// Reloads when `asked` is notified and when the file has changed. Never returns.
@@ -135,21 +137,22 @@ impl Reloader {
     async fn take(&mut self, cause: Cause, outcome: Result<Config, ConfigErrors>) {
         let config = match outcome {
             Ok(config) => config,
-            Err(errors) => return self.refuse(errors.iter().map(ToString::to_string).collect()),
+            Err(errors) => return self.refuse(cause, errors.iter().map(ToString::to_string).collect()),
         };
         let now = match self.running.adopting(&config) {
             Ok(now) => now,
             Err(fault) => {
-                return self.refuse(vec![format!("what takes effect before the next start is wrong: {fault}")]);
+                return self.refuse(cause, vec![format!("what takes effect before the next start is wrong: {fault}")]);
             }
         };
         // Files that it names may have changed, too: a certificate is looked at in any case.
         let (parts, before, taken) = (Arc::clone(&self.parts), self.running.clone(), now.clone());
         let rules = match tokio::task::spawn_blocking(move || parts.take(&before, &taken)).await {
             Ok(Ok(rules)) => rules,
-            Ok(Err(error)) => return self.refuse(vec![format!("{error:#}")]),
-            Err(error) => return self.refuse(vec![causes(&error).to_string()]),
+            Ok(Err(error)) => return self.refuse(cause, vec![format!("{error:#}")]),
+            Err(error) => return self.refuse(cause, vec![causes(&error).to_string()]),
         };
+        self.refused.clear();
         self.metrics.incidents.end(IncidentKind::ReloadRefused);
         match now.keys_that_differ(&config) {
             Ok(keys) if keys.is_empty() => {}
@@ -180,14 +183,20 @@ impl Reloader {
         self.metrics.count_reload(ReloadResult::Applied);
     }
 
-    fn refuse(&self, errors: Vec<String>) {
+    /// Says what is wrong, once. It is looked at again and again: a file that the configuration names may be mended without a change
+    /// of the configuration.
+    fn refuse(&mut self, cause: Cause, errors: Vec<String>) {
+        self.seen = None;
+        if cause == Cause::FileChanged && errors == self.refused {
+            return;
+        }
         for error in &errors {
             tracing::error!("{error}");
         }
         tracing::error!("the new configuration is refused; the old one goes on");
         self.metrics.count_reload(ReloadResult::Refused);
-        let first = errors.into_iter().next().unwrap_or_default();
-        self.metrics.incidents.note(IncidentKind::ReloadRefused, &first);
+        self.metrics.incidents.note(IncidentKind::ReloadRefused, errors.first().map_or("", String::as_str));
+        self.refused = errors;
     }
 }
 
@@ -307,6 +316,24 @@ mod tests {
         assert!(reloader.source.parse(found).unwrap().nodes.is_empty());
     }
 
+    #[tokio::test]
+    async fn what_was_refused_for_a_file_that_it_names_is_taken_once_that_is_there() {
+        let (mut reloader, parts, file) = reloader("");
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("token");
+        std::fs::write(file.path(), format!("purge.token_file = {token:?}\n")).unwrap();
+        for _ in 0..2 {
+            let text = reloader.changed().await.expect("it is looked at again");
+            reloader.reload(Cause::FileChanged, Some(text)).await;
+        }
+        assert_eq!(counted(&reloader), "010");
+        std::fs::write(&token, "a-token-that-is-long-enough\n").unwrap();
+        let text = reloader.changed().await.expect("it is looked at again");
+        reloader.reload(Cause::FileChanged, Some(text)).await;
+        assert_eq!((counted(&reloader).as_str(), parts.0.lock().len()), ("110", 1));
+        assert!(reloader.changed().await.is_none());
+    }
+
     fn counted(reloader: &Reloader) -> String {
         let text = String::from_utf8(reloader.metrics.render().unwrap()).unwrap();
         let count = |result| {
@@ -326,10 +353,13 @@ mod tests {
             // A change of a key that needs a restart does not count as a reload.
             (Cause::FileChanged, format!("log.format = 'json'\n{node}"), "001"),
             (Cause::Asked, "log.level = 'loud'".to_owned(), "011"),
-            (Cause::FileChanged, "log.level = 'loud'".to_owned(), "021"),
-            (Cause::FileChanged, node.replace("a:80", "b:80"), "121"),
-            (Cause::Asked, node.replace("a:80", "b:80"), "122"),
-            (Cause::Asked, format!("log.level = 'debug'\n{}", node.replace("a:80", "b:80")), "222"),
+            // It is looked at again and again, and told of once.
+            (Cause::FileChanged, "log.level = 'loud'".to_owned(), "011"),
+            (Cause::Asked, "log.level = 'loud'".to_owned(), "021"),
+            (Cause::FileChanged, "log.level = 'louder'".to_owned(), "031"),
+            (Cause::FileChanged, node.replace("a:80", "b:80"), "131"),
+            (Cause::Asked, node.replace("a:80", "b:80"), "132"),
+            (Cause::Asked, format!("log.level = 'debug'\n{}", node.replace("a:80", "b:80")), "232"),
         ] {
             std::fs::write(file.path(), &text).unwrap();
             let outcome = reloader.source.load();

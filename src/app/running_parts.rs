@@ -85,13 +85,20 @@ impl RunningParts {
     /// Does all that can fail. Reads files, and blocks meanwhile.
     ///
     /// # Errors
-    /// A certificate that cannot be used, or an access log that cannot be opened.
+    /// A new certificate that cannot be used, or an access log that cannot be opened. A certificate of before whose files are wrong now
+    /// goes on: whoever watches them says so, and everything else can be taken all the same.
     pub(super) fn prepare(&self, before: &Config, now: &Config) -> anyhow::Result<PreparedParts> {
         let mut certificates = Vec::new();
+        let files_before = listeners::certificates_by_address(&before.edge);
         for (address, files) in listeners::certificates_by_address(&now.edge) {
             let of_address = self.certificates.iter().find(|(known, _)| *known == address);
             let (_, tls) = of_address.with_context(|| format!("edge.tls: nothing listens at {address}"))?;
-            certificates.push((Arc::clone(tls), tls.prepare(&files).context("edge.tls")?));
+            let is_new = !files_before.iter().any(|known| *known == (address, files.clone()));
+            match tls.prepare(&files) {
+                Ok(prepared) => certificates.push((Arc::clone(tls), prepared)),
+                Err(error) if is_new => return Err(error).context("edge.tls"),
+                Err(error) => tracing::warn!("edge.tls: {error:#}; the certificate of before goes on at {address}"),
+            }
         }
         let metrics = &self.traffic.metrics;
         let access_log =

@@ -28,26 +28,36 @@ pub(super) struct Supervised {
     pub(super) loops: Heartbeats,
 }
 
-/// Tells that the process is ready once it serves, and from then on how things stand and that it is alive. Never returns. For the
-/// control plane, which is one of the things that it proves to be alive.
+/// Tells that the process is ready once it serves, how things stand from then on, and from the start that it is alive. Never
+/// returns, but if the edge will not open. For the control plane, which is one of the things that it proves to be alive.
 pub(super) async fn supervise(mut supervised: Supervised) {
-    supervised.manager.status("starting: waits for its nodes, and until Varnish has the purges that it missed");
-    if supervised.open.wait_for(|open| *open).await.is_err() {
-        return;
-    }
-    let mut status = supervised.describe();
-    supervised.manager.ready(&status);
+    let mut status = "starting: waits for its nodes, and until Varnish has the purges that it missed".to_owned();
+    supervised.manager.status(&status);
+    let mut open = supervised.open.clone();
+    let mut is_ready = false;
     let watchdog = supervised.manager.watchdog().map(|interval| interval / LOOKS);
     let mut looks = tokio::time::interval(watchdog.map_or(LOOK_EVERY, |every| every.clamp(MIN_LOOK, LOOK_EVERY)));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looked = Instant::now();
     let mut stands_still = false;
     loop {
-        looks.tick().await;
-        let now = supervised.describe();
-        if now != status {
-            supervised.manager.status(&now);
-            status = now;
+        tokio::select! {
+            _ = looks.tick() => {}
+            opened = async { open.wait_for(|open| *open).await.is_ok() }, if !is_ready => {
+                if !opened {
+                    return;
+                }
+                is_ready = true;
+                status = supervised.describe();
+                supervised.manager.ready(&status);
+            }
+        }
+        if is_ready {
+            let now = supervised.describe();
+            if now != status {
+                supervised.manager.status(&now);
+                status = now;
+            }
         }
         if watchdog.is_some_and(|every| looked.elapsed() >= every) {
             looked = Instant::now();

@@ -94,7 +94,8 @@ impl Config {
         }
         let Etcd { ca, cert, key, password_file, .. } = &self.registry.etcd;
         let of_etcd = [("ca", ca), ("cert", cert), ("key", key), ("password_file", password_file)];
-        let named = of_etcd.into_iter().filter_map(|(name, file)| Some((name, file.as_deref()?)));
+        let named = of_etcd.into_iter().filter(|_| self.uses_etcd());
+        let named = named.filter_map(|(name, file)| Some((name, file.as_deref()?)));
         named.for_each(|(name, file)| wants(format!("registry.etcd.{name}"), file));
         if let Some(ca) = &self.traces.ca {
             wants("traces.ca".to_owned(), ca);

@@ -80,9 +80,13 @@ impl Config {
                 keys.push(file.to_owned());
             }
         }
-        let headers = "purge.headers";
-        if self.purge.headers != other.purge.headers && !keys.iter().any(|key| key.starts_with(headers)) {
-            keys.push(headers.to_owned());
+        for (headers, mine, others) in [
+            ("purge.headers", &self.purge.headers, &other.purge.headers),
+            ("traces.headers", &self.traces.headers, &other.traces.headers),
+        ] {
+            if mine != others && !keys.iter().any(|key| key.starts_with(headers)) {
+                keys.push(headers.to_owned());
+            }
         }
         if self.nodes != other.nodes && !keys.iter().any(|key| key == "node") {
             keys.push("node".to_owned());

@@ -123,8 +123,10 @@ impl ErrorReport {
             }
         }
         let source_name = self.source_of(&found);
+        // What a key that does not exist was meant to hold, nobody knows: it may be a secret.
+        let is_unknown = matches!(reason, Reason::UnknownKey(_));
         let reason = reason.suggesting(meant(reason, &found).as_deref());
-        let value = shown(&found.key, found.value);
+        let value = shown(&found.key, found.value).filter(|_| !is_unknown);
         self.errors.push(ConfigError::Key { source_name, key: found.key, value, reason });
     }
 

@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_fails_what_comes_after_it_until_the_file_is_opened_again() {
+    fn a_failed_write_fails_what_follows_until_the_file_is_opened_again() {
         let folder = tempfile::tempdir().unwrap();
         let (connection, path) = (connect(), folder.path().join("a"));
         let open = || connection.ask(Operation::Open, 0, path.as_os_str().as_bytes()).unwrap();

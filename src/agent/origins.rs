@@ -323,6 +323,31 @@ mod tests {
         assert!(ours("").is_empty());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_does_not_resolve_for_once_keeps_its_addresses_for_a_while() {
+        let at = |host: &str| OriginAddress { host: host.to_owned(), port: 8081 };
+        let settings = VclSettings {
+            file: PathBuf::new(),
+            // The second is no name, so the system's resolver says at once that it has no address.
+            origins: vec![at("127.0.0.1"), at("a b")],
+            allow: vec![],
+            version: VarnishVersion::Seven,
+            delivery: PurgeDialect::Magento,
+            ignored_query: vec![],
+            management: String::new(),
+            secret_file: PathBuf::new(),
+        };
+        let [there, late]: [SocketAddr; 2] =
+            ["127.0.0.1:8081", "127.0.0.2:8081"].map(|address| address.parse().unwrap());
+        let (missing, unwritten, unloaded) = Default::default();
+        let last = vec![None, Some((Instant::now(), vec![late]))];
+        let mut follower = OriginFollower { settings, written: String::new(), last, missing, unwritten, unloaded };
+        assert_eq!(follower.resolve().await, ([there, late].into(), vec![]));
+        tokio::time::advance(KEPT).await;
+        let (found, without) = follower.resolve().await;
+        assert_eq!((found, without.len()), ([there].into(), 1));
+    }
+
     #[test]
     fn somebody_elses_vcl_is_told_from_ours() {
         let folder = tempfile::tempdir().unwrap();

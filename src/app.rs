@@ -32,7 +32,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::admin::{AdminApi, AdminContext, AdminSettings};
 use crate::config::{Config, ConfigSource};
@@ -86,6 +86,8 @@ pub struct App {
     fleet: Arc<ArcSwap<Snapshot>>,
     /// What must go on while the process runs.
     loops: Heartbeats,
+    /// Tells the service manager how things stand.
+    supervision: Option<AbortHandle>,
     metrics: Arc<Metrics>,
     deliveries: Arc<Deliveries>,
     journal: Arc<dyn Journal>,
@@ -186,6 +188,7 @@ impl App {
             parts: Arc::new(parts),
             fleet,
             loops,
+            supervision: None,
             metrics,
             deliveries,
             journal,
@@ -210,7 +213,7 @@ impl App {
             incidents: Arc::clone(&self.metrics.incidents),
             loops: std::mem::take(&mut self.loops),
         };
-        self.tasks.spawn(supervise(supervised));
+        self.supervision = Some(self.tasks.spawn(supervise(supervised)));
     }
 
     /// Reloads the configuration when its file changes and whenever the returned `Notify` is notified. `running` is the
@@ -239,7 +242,11 @@ impl App {
     /// `next_signal` returns when somebody asks once more: requests under way are cut then, and the rest is done in
     /// [`LAST_WORDS`]. Once more, and it is not done at all.
     pub async fn stop(self, mut next_signal: impl AsyncFnMut()) {
-        let App { shutdown, mut edge_in_use, workers, parts, mut servers, mut tasks, metrics, .. } = self;
+        let App { shutdown, mut edge_in_use, workers, parts, mut servers, mut tasks, metrics, supervision, .. } = self;
+        if let Some(supervision) = supervision {
+            // From now on its parts end one after the other, and how things stand was told.
+            supervision.abort();
+        }
         let App { deliveries, journal, replicas, access_log, traces, .. } = self;
         let mut drained = pin!(async {
             let cut = end_of(workers).await;

@@ -454,7 +454,7 @@ fn traffic_parts(engine: &Engine, config: &Config, replicas: Option<&Arc<Replica
         fence: Arc::clone(fence),
         guard: Arc::clone(guard),
         trials: Arc::clone(trials),
-        sealing: Sealing::of(&**journal, deliveries, replicas, metrics, config),
+        sealing: Sealing::of(&**journal, (deliveries, trials), replicas, metrics, config),
         metrics: Arc::clone(metrics),
     }
 }

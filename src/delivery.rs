@@ -49,6 +49,7 @@ mod pending_fills;
 mod recalls;
 mod redelivery;
 mod refusal;
+mod reliance;
 mod requests;
 mod sealed;
 mod sealed_caches;
@@ -87,6 +88,7 @@ pub use known_caches::{KnownCaches, SeenCaches};
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
+use reliance::{OwedFlush, Reliance};
 use requests::Requests;
 pub use sealed::SealedPurges;
 pub use steps::CursorStep;
@@ -164,6 +166,8 @@ pub struct Deliveries {
     refusals: watch::Sender<()>,
     /// The notes of tags that no seal shows.
     block_notes: BlockNotes,
+    /// Which caches only seals keep in order.
+    reliance: Reliance,
     /// Held by who looks through pending purges, which takes a thread.
     unsealing: tokio::sync::Mutex<()>,
 }
@@ -193,6 +197,8 @@ struct DeliveryState {
     recalls: Arc<Recalls>,
     /// What was caught of it.
     caught: Arc<Caught>,
+    /// The flush that it owes, if it does.
+    owed_flush: OwedFlush,
     /// The fill watermark of this node, for pages that passed here.
     watermark: Mutex<FillWatermark>,
     /// When it acknowledged what.
@@ -239,8 +245,10 @@ impl Deliveries {
             requests.note_past(&entries, |position| context.journal.is_refused(position));
         }
         let ration = context.pace.max_bans_per_second.map_or(0, NonZeroU32::get);
+        let reliance = Reliance::saved(context.journal.cursors());
         Deliveries {
             context,
+            reliance,
             nodes: DashMap::new(),
             ration: AtomicU32::new(ration),
             requests: Mutex::new(requests),
@@ -315,9 +323,11 @@ impl Deliveries {
     pub fn fault(&self, id: &NodeId) -> Option<NodeFault> {
         let state = Arc::clone(&self.nodes.get(id)?.state);
         let fault = state.fault.lock().clone();
+        let owes_flush = self.nodes.get(id).is_some_and(|delivery| delivery.node.live.owes_flush());
+        let owed = || owes_flush.then(|| NodeFault::new(FaultKind::OwesFlush, "its cache is to be dropped before it serves"));
         let held = || Some(NodeFault::new(FaultKind::PageUnderWay, state.recalls.held_because()?));
         let kept = || Some(NodeFault::new(FaultKind::KeepsPages, state.kept.lock().clone()?));
-        fault.or_else(held).or_else(kept)
+        fault.or_else(owed).or_else(held).or_else(kept)
     }
 
     /// The last steps of a node's cursor, the oldest first.
@@ -458,10 +468,8 @@ impl Deliveries {
                 // Passed-over purges count as delivered only while this process knows of them.
                 let passed_over = self.requests.lock().first_open(node.id());
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
-                (
-                    node.id().clone(),
-                    Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed: self.is_saved_as_sealed(node) },
-                )
+                let (is_sealed, relies_on_seals) = (self.is_saved_as_sealed(node), self.reliance.has(node));
+                (node.id().clone(), Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed, relies_on_seals })
             })
             .collect()
     }

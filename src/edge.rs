@@ -91,12 +91,12 @@ impl EdgeSelect {
         balance::pick(Policy::LeastRequest, fleet.web.members(), lb, None, has_room)
     }
 
-    /// The last resort: the Varnish that misses the fewest purges.
+    /// The last resort: the Varnish that misses the fewest purges, and best one that owes no flush.
     fn least_behind<'f>(&self, fleet: &'f Snapshot, tried: Option<u64>) -> Option<&'f Member> {
         let candidates = fleet.varnish.members().iter();
         candidates
             .filter(|member| member.usable && Some(member.node.endpoint_id) != tried)
-            .max_by_key(|member| member.node.live.cursor())
+            .max_by_key(|Member { node, .. }| (!node.live.owes_flush(), node.live.cursor()))
             .inspect(|_| self.metrics.stale_served.inc())
     }
 }

@@ -114,6 +114,15 @@ pub struct Cursor {
     pub epoch: Option<Arc<str>>,
     /// Everything in its cache was stored since answers are sealed.
     pub is_sealed: bool,
+    /// A purge that a seal shows was told to it once: what its cache stored later, only its seal keeps from readers.
+    pub relies_on_seals: bool,
+}
+
+impl Cursor {
+    /// A cursor of a cache of which nothing else is known.
+    pub fn at(position: Position) -> Self {
+        Cursor { position, epoch: None, is_sealed: false, relies_on_seals: false }
+    }
 }
 
 impl Cursor {

@@ -62,10 +62,9 @@ type OnUnsealed = Box<dyn Fn(&NodeId, UnsealedCache) + Send + Sync>;
 /// What is to be done with a cache that may have something without a seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnsealedCache {
-    /// Nothing: the node does not return seals, and would store more of that.
+    /// The node does not return seals, and would store more of that.
     Distrust,
-    /// It is to be emptied: the node has just begun to return seals, or just ceased to. What it stored late was caught by its
-    /// seal until now, and is not any more.
+    /// The node has just begun to return seals: once emptied, its cache has nothing without one.
     Empty,
 }
 
@@ -82,6 +81,8 @@ enum Whose {
 struct Running {
     task: JoinHandle<()>,
     wake: Arc<Notify>,
+    /// Notified when the node's answers leave in doubt whether it returns seals.
+    question: Arc<Notify>,
     node: Arc<Node>,
     /// The finding in words; empty if all is well.
     finding: Arc<str>,
@@ -104,9 +105,10 @@ impl Trials {
 
     /// Tries this node from now on, whenever [`Trials::wake`] says so, and now and then.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
-        let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), settings.clone(), Arc::clone(&wake)));
-        let running = Running { task, wake, node: Arc::clone(node), finding: "".into() };
+        let (wake, question) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let calls = node::Calls { wake: Arc::clone(&wake), question: Arc::clone(&question) };
+        let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), settings.clone(), calls));
+        let running = Running { task, wake, question, node: Arc::clone(node), finding: "".into() };
         if let Some(before) = self.running().insert(node.id().clone(), running) {
             before.task.abort();
         }
@@ -123,6 +125,14 @@ impl Trials {
     pub fn wake(&self, id: &NodeId) {
         if let Some(running) = self.running().get(id) {
             running.wake.notify_one();
+        }
+    }
+
+    /// Has a node tried soon that returns seals, as far as is known, and has answered a page without one: its VCL may have ceased
+    /// to. It may also have written that page itself, so the more often it is found to return them, the later it is tried.
+    pub fn question(&self, id: &NodeId) {
+        if let Some(running) = self.running().get(id) {
+            running.question.notify_one();
         }
     }
 
@@ -194,16 +204,15 @@ impl Trials {
                 );
                 UnsealedCache::Empty
             }
-            // Its finding is logged.
-            (ReturnsSeals::Yes, SealsShown::NotPurged) => UnsealedCache::Empty,
             (ReturnsSeals::Yes, SealsShown::NotReturned) => {
                 tracing::warn!(
                     node = %id,
-                    "this Varnish does not keep the seals of pages any more: its cache is dropped, and purges wait for it"
+                    "this Varnish does not keep the seals of pages any more: purges wait for it"
                 );
-                UnsealedCache::Empty
+                UnsealedCache::Distrust
             }
-            (ReturnsSeals::Unknown | ReturnsSeals::No, _) => UnsealedCache::Distrust,
+            // Its finding is logged.
+            (_, SealsShown::NotPurged | SealsShown::NotReturned) => UnsealedCache::Distrust,
         };
         if let Some(treat) = self.on_unsealed.get() {
             treat(id, unsealed);
@@ -275,13 +284,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_is_emptied_when_its_node_begins_or_ceases_to_return_seals() {
+    fn a_cache_is_emptied_when_its_node_begins_to_return_seals() {
         use SealsShown::{NotPurged, NotReturned, Returned};
         use UnsealedCache::{Distrust, Empty};
         for (shown, treated) in [
-            (&[Returned, Returned, NotReturned, NotPurged, Returned, Returned][..], &[Empty, Distrust, Empty][..]),
+            (&[Returned, Returned, NotReturned, NotPurged, Returned, Returned][..], &[Distrust, Distrust, Empty][..]),
             (&[NotReturned, NotReturned, Returned], &[Distrust, Distrust, Empty]),
-            (&[Returned, NotPurged, Returned], &[Empty, Empty]),
+            (&[Returned, NotPurged, Returned], &[Distrust, Empty]),
         ] {
             let (trials, node) = (trials(), varnish(&NodeId::try_from("v").unwrap()));
             let seen = Arc::<Mutex<Vec<UnsealedCache>>>::default();

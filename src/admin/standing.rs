@@ -198,6 +198,11 @@ fn advice_for_varnish(kind: FaultKind, address: SocketAddr) -> String {
         FaultKind::KeepsPages => {
             "Its VCL says that pages are dropped which it keeps: compare how it purges with docs/vcl.md.".to_owned()
         }
+        FaultKind::OwesFlush => {
+            return "Its VCL, or the configuration, has switched off seals (docs/seal.md): it is flushed, and serves then. If that was \
+                    no intention, compare its VCL with docs/vcl.md."
+                .to_owned();
+        }
         FaultKind::PageUnderWay => {
             return "A page that was purged is still on its way to it. It serves when that has arrived.".to_owned();
         }
@@ -233,6 +238,7 @@ fn advice_for_web(kind: FaultKind, address: SocketAddr) -> String {
         | FaultKind::SilentToPurges
         | FaultKind::FlushesInPart
         | FaultKind::KeepsPages
+        | FaultKind::OwesFlush
         | FaultKind::PageUnderWay => {
             "Ask the node itself for that path: what the check needs (database, Redis, search) fails there.".to_owned()
         }
@@ -370,6 +376,7 @@ mod tests {
             (FaultKind::Malformed, "is no Varnish"),
             (FaultKind::FlushesInPart, "Change its VCL"),
             (FaultKind::KeepsPages, "which it keeps"),
+            (FaultKind::OwesFlush, "switched off seals"),
             (FaultKind::PageUnderWay, "on its way"),
             (FaultKind::OurShortage, "LimitNOFILE"),
             (FaultKind::OurSettings, "setting of clearcoat"),

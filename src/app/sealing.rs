@@ -14,6 +14,7 @@ use crate::proxy::{Freshness, NoteTags, Refresh};
 use crate::replicas::Replicas;
 use crate::seal::{Name, PurgedNames, StalePage};
 use crate::telemetry::Metrics;
+use crate::trial::Trials;
 
 /// What the origin listener needs to seal answers, and the edge listener to check the seals.
 #[derive(Clone, Default)]
@@ -47,6 +48,7 @@ pub(super) fn sealed_purges(config: &Config, journal: &dyn Journal) -> Option<Ar
 /// Has caches drop stale pages, through their deliveries.
 struct Refreshing {
     deliveries: Arc<Deliveries>,
+    trials: Arc<Trials>,
     /// How long a client waits at most for a cache to drop a stale page.
     patience: Duration,
 }
@@ -60,13 +62,17 @@ impl Refresh for Refreshing {
     fn record_kept(&self, node: &NodeId, page: &StalePage) {
         self.deliveries.record_kept(node, page);
     }
+
+    fn try_seals(&self, node: &NodeId) {
+        self.trials.question(node);
+    }
 }
 
 impl Sealing {
     /// Seals answers if the configuration wants it and the journal supports it.
     pub(super) fn of(
         journal: &dyn Journal,
-        deliveries: &Arc<Deliveries>,
+        (deliveries, trials): (&Arc<Deliveries>, &Arc<Trials>),
         replicas: Option<&Arc<Replicas>>,
         metrics: &Arc<Metrics>,
         config: &Config,
@@ -74,7 +80,9 @@ impl Sealing {
         // Beside others a seal has a stamp of each, and only those that wait for the edge tell each other theirs.
         let is_wanted = if has_others(config) { is_waited_for_edge(config) } else { config.edge.seal };
         let Some(purged) = journal.purged().filter(|_| is_wanted) else { return Sealing::default() };
-        let refresh = Arc::new(Refreshing { deliveries: Arc::clone(deliveries), patience: config.purge.ack_timeout });
+        let patience = config.purge.ack_timeout;
+        let refresh =
+            Arc::new(Refreshing { deliveries: Arc::clone(deliveries), trials: Arc::clone(trials), patience });
         let (deliveries, replicas) = (Arc::clone(deliveries), replicas.cloned());
         // The control plane never runs on a worker.
         let control = Handle::current();

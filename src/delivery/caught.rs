@@ -184,12 +184,6 @@ impl Caught {
         Purge { targets, soft: false }
     }
 
-    /// Queues a flush of the node.
-    pub(super) fn drop_everything(&self) {
-        self.state.lock().is_all = true;
-        self.ring.notify_one();
-    }
-
     /// Records that the node has acknowledged this ban.
     pub(super) fn done(&self, number: u64) {
         self.told.send_replace(number);

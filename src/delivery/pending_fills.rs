@@ -39,7 +39,7 @@ impl PendingFills {
     pub(super) fn new(
         journal: &dyn Journal,
         (after, last): (Position, Position),
-        is_shown: impl Fn(Position) -> bool,
+        mut is_shown: impl FnMut(Position) -> bool,
         now: Instant,
     ) -> Self {
         let missed = match journal.since(after) {
@@ -57,6 +57,13 @@ impl PendingFills {
                 vec![Arc::new(Entry { position: last, at_ms: 0, purge, origin: None })]
             }
         };
+        PendingFills { waiting, began: now, passed: None, waited: false }
+    }
+
+    /// Every page with tags.
+    pub(super) fn of_pages_with_tags(now: Instant) -> Self {
+        let purge = Purge { targets: vec![Target::Everything], soft: false };
+        let waiting = vec![Arc::new(Entry { position: 0, at_ms: 0, purge, origin: None })];
         PendingFills { waiting, began: now, passed: None, waited: false }
     }
 
@@ -97,6 +104,11 @@ impl PendingFills {
         });
         self.waited |= !self.waiting.is_empty();
         self.waiting.is_empty()
+    }
+
+    /// Whether a page was in flight at the last look.
+    pub(super) fn are_under_way(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Whether a page takes unusually long.

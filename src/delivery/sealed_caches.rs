@@ -177,17 +177,20 @@ impl Deliveries {
         caches.doubt(node);
         self.show_seen(sealed);
         drop(caches);
-        if let Some(delivery) = self.nodes.get(node) {
+        if let Some(Delivery { node, state, .. }) = self.nodes.get(node).as_deref() {
             // It gets no traffic until it has what gathers.
-            delivery.state.hurry(self.context.journal.head());
+            state.hurry(self.context.journal.head());
+            if node.live.seals.returned() == ReturnsSeals::No {
+                self.owe_flush_if_relying(node, &state.owed_flush);
+            }
         }
     }
 
-    /// The same for one that is to be flushed.
+    /// The same for one that returns seals now: a flush makes its cache a sealed one.
     pub fn empty(&self, node: &NodeId) {
         self.distrust(node);
-        if let Some(delivery) = self.nodes.get(node) {
-            delivery.state.caught.drop_everything();
+        if let Some(delivery) = self.nodes.get(node).filter(|_| self.context.sealed.is_some()) {
+            delivery.state.owed_flush.owe();
         }
     }
 
@@ -242,7 +245,7 @@ impl Deliveries {
             let one = || (node.id().clone(), node.spec.epoch().cloned());
             if seals.is_seen_unsealed() {
                 unsealed.push(one());
-            } else if seals.is_seen_sealed() && seals.was_doubted() {
+            } else if seals.is_seen_sealed() {
                 emptied.push(one());
             }
         }

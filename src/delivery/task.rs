@@ -17,7 +17,7 @@ use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState, on_a_thread};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::fleet::{CacheDoubts, FILL_LATENCY, FaultKind, Node, NodeFault, VarnishSettings};
+use crate::fleet::{CacheDoubts, FILL_LATENCY, FaultKind, Node, NodeFault, ReturnsSeals, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
 use crate::telemetry::traces::{DayTime, DeliveryNote};
@@ -62,6 +62,8 @@ pub(super) struct Task {
     /// The ration that the budget was made for.
     ration: Option<NonZeroU32>,
     failures: u32,
+    /// The flush that it owes, once it was begun.
+    flush_attempt: Option<FlushAttempt>,
     /// The bans that the node took since its cursor moved.
     bans: u64,
     /// The current work, with its progress.
@@ -105,10 +107,23 @@ struct Work {
     doubts: CacheDoubts,
 }
 
+/// A flush that the node owes, from the first time that it was sent until it counts.
+struct FlushAttempt {
+    /// How often the cache was doubted, and told purges once, before.
+    doubts: CacheDoubts,
+    told: u64,
+    /// The pages that were on their way when it was sent first, once it was.
+    fills: Option<PendingFills>,
+    /// Repetitions that did not count.
+    stalls: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Purges that the node was never sent.
     New,
+    /// A flush that it owes, with what it was never sent.
+    Flush,
     /// Purges that must be repeated before they count.
     Repeat,
     /// Acknowledged purges that another replica could not deliver.
@@ -156,6 +171,7 @@ impl Kind {
     fn as_str(self) -> &'static str {
         match self {
             Kind::New => "new",
+            Kind::Flush => "flush",
             Kind::Repeat => "repeat",
             Kind::Recalled => "recalled",
             Kind::Caught(_) => "caught",
@@ -176,8 +192,9 @@ impl Task {
         deliveries.begin_cache(&node, remembered);
         if matches!(remembered, CursorState::CacheRestarted) && deliveries.has_other_origins() {
             // There is little in it, and nobody knows from whom: then it counts as sealed.
-            state.caught.drop_everything();
+            state.owed_flush.owe();
         }
+        deliveries.begin_reliance(&node, &state.owed_flush);
         let cursor = match remembered {
             CursorState::At(position) => Some(position),
             // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache
@@ -220,6 +237,7 @@ impl Task {
             budget,
             ration,
             failures: 0,
+            flush_attempt: None,
             bans: 0,
             work: None,
             flushes_in_part: false,
@@ -267,11 +285,15 @@ impl Task {
             if kind == Kind::Repeat && self.waits_for_pages(after.unwrap_or(0), last) {
                 continue;
             }
+            if kind == Kind::Flush && self.flush_waits_for_pages() {
+                continue;
+            }
             // A recall may be for a purge that the node passed over.
             let refused = if matches!(kind, Kind::Recalled) { Vec::new() } else { self.refused.clone() };
+            let walk = Walk::new(after, last, refused);
             return Some(Work {
                 kind,
-                walk: Walk::new(after, last, refused),
+                walk: if kind == Kind::Flush { walk.with_flush() } else { walk },
                 batch: None,
                 report: Report::default(),
                 folded: 0,
@@ -318,11 +340,12 @@ impl Task {
         self.follow_ration(now);
         let ready = self.budget.as_mut().map_or(now, |budget| budget.ready_at(now));
         let (unsure, settle) = (self.unsure.first(), self.settling.first());
-        let sealed = self.deliveries.context.sealed.as_ref().filter(|_| self.node.live.seals.is_sealing());
+        let (sealed, seals) = (self.deliveries.context.sealed.as_ref(), &self.node.live.seals);
         let (sent, gathered_at, mut hurry) = (self.sent, &mut self.gathered_at, self.state.hurry.subscribe());
         let moved = async {
             let moved = head.wait_for(|&head| head > sent).await.is_ok();
-            if let Some(sealed) = sealed {
+            // Whether it returns seals matters now: whoever waits for a purge does so by now if it does not.
+            if let Some(sealed) = sealed.filter(|_| seals.is_sealing()) {
                 let until = *gathered_at.get_or_insert_with(|| Instant::now() + sealed.gather());
                 tokio::select! {
                     () = sealed.unsealed_after(sent) => {}
@@ -343,6 +366,9 @@ impl Task {
         tokio::select! {
             biased;
             range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
+            () = self.state.owed_flush.due() => {
+                Some((Kind::Flush, self.known.then_some(self.sent), self.sources.journal.head()))
+            }
             () = caught => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
             range = self.state.recalls.due() => Some((Kind::Recalled, Some(range.after), range.last)),
             moved = moved => {
@@ -384,8 +410,33 @@ impl Task {
     /// The purges of a range for which it matters which pages are in flight: not those that a seal shows, as the edge catches
     /// a page that was stored after their bans.
     fn pending_fills(&self, after: Position, last: Position, now: Instant) -> PendingFills {
-        let is_shown = |position| self.known && self.deliveries.is_shown_by(&self.node.live, position);
-        PendingFills::new(&*self.sources.journal, (after, last), is_shown, now)
+        let mut relies = false;
+        let is_shown = |position| {
+            let is_shown = self.known && self.deliveries.is_shown_by(&self.node.live, position);
+            relies |= is_shown;
+            is_shown
+        };
+        let fills = PendingFills::new(&*self.sources.journal, (after, last), is_shown, now);
+        if relies {
+            self.deliveries.reliance.note(&self.node);
+        }
+        fills
+    }
+
+    /// Whether a page that was on its way to the node when a flush was sent that it owes is so still, or has only just arrived: then
+    /// it is too early to repeat it. Begins the flush if it was not sent yet.
+    fn flush_waits_for_pages(&mut self) -> bool {
+        let seals = &self.node.live.seals;
+        let attempt = self.flush_attempt.get_or_insert_with(|| FlushAttempt {
+            doubts: seals.doubts(),
+            told: self.deliveries.reliance.told(&self.node),
+            fills: None,
+            stalls: 0,
+        });
+        let Some(fills) = &mut attempt.fills else { return false };
+        let (guard, fleet) = (&self.sources.guard, self.deliveries.context.fleet.load());
+        let again = fills.look(guard, self.sources.address.ip(), &fleet, Instant::now());
+        again.inspect(|again| self.state.owed_flush.postpone(*again)).is_some()
     }
 
     /// Completes the current work. After a setback it continues where it was.
@@ -398,12 +449,10 @@ impl Task {
         }
         match work.kind {
             Kind::New => self.finish_new(work),
+            Kind::Flush => self.finish_flush(work),
             Kind::Repeat => self.finish_repeat(&work),
             Kind::Recalled => self.finish_recall(&work),
             Kind::Caught(number) => {
-                if work.report.flushed_all || work.report.flushed_in_part {
-                    self.deliveries.record_emptied(&self.node, work.doubts);
-                }
                 self.state.caught.done(number);
             }
             Kind::Settle => self.settling.complete_first(Instant::now()),
@@ -517,14 +566,16 @@ impl Task {
 
     /// Completes the first delivery of purges.
     fn finish_new(&mut self, work: Work) {
-        let Work { walk, report, folded, flushes, doubts, .. } = work;
+        let Work { kind, walk, report, folded, flushes, doubts, .. } = work;
         let last = walk.last();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
         let repeat = self.repeats_at(last, report.stood_still);
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
             let node = self.node.id();
-            if self.known {
+            if kind == Kind::Flush {
+                tracing::info!(%node, last, "the cache of this node is dropped");
+            } else if self.known {
                 tracing::warn!(%node, after = self.sent, last, "the backlog of this node cannot be replayed: its cache is dropped");
             } else {
                 tracing::info!(%node, last, "this node is new here: it gets one ban of everything, in case its cache is not empty");
@@ -534,13 +585,46 @@ impl Task {
         if let Some(due) = repeat {
             self.unsure.push(self.sent, last, due);
         }
-        if report.flushed_all || report.flushed_in_part || self.is_flushed_by_a_purge(last) {
+        let is_flush = report.flushed_all || report.flushed_in_part || self.is_flushed_by_a_purge(last);
+        if is_flush && kind != Kind::Flush {
             self.emptied_at = Some((last, doubts));
         }
         self.gathered_at = None;
         (self.known, self.sent) = (true, last);
         if repeat.is_none() {
             self.acknowledge(last);
+        }
+    }
+
+    /// Completes a flush that the node owed, with the purges that went with it. It counts if no page was on its way to the node
+    /// when it was sent first, or else when it was sent again after those have arrived.
+    fn finish_flush(&mut self, work: Work) {
+        let Some(mut attempt) = self.flush_attempt.take() else { return };
+        let (node, now) = (Arc::clone(&self.node), Instant::now());
+        let seals = &node.live.seals;
+        let due = if attempt.fills.is_none() {
+            let fills = attempt.fills.insert(PendingFills::of_pages_with_tags(now));
+            self.due_for_pages(fills, work.report.stood_still, now)
+        } else if self.stood_still(&work, attempt.stalls) {
+            attempt.stalls += 1;
+            Some(now + AFTER_STALL)
+        } else {
+            None
+        };
+        self.finish_new(work);
+        let is_overtaken = seals.returned() == ReturnsSeals::Yes && seals.doubts() != attempt.doubts;
+        match due {
+            Some(due) => {
+                self.state.owed_flush.postpone(due);
+                self.flush_attempt = Some(attempt);
+            }
+            None if is_overtaken || !self.deliveries.is_flush_enough(&node, attempt.told) => {
+                self.state.owed_flush.postpone(now);
+            }
+            None => {
+                self.deliveries.record_emptied(&node, attempt.doubts);
+                self.deliveries.settle_flush(&node, &self.state.owed_flush, attempt.told);
+            }
         }
     }
 
@@ -552,13 +636,21 @@ impl Task {
         // so they are repeated with it.
         let behind_others = self.unsure.first().map(|_| now);
         if self.is_sealed_after_sent() {
+            self.deliveries.reliance.note(&self.node);
             return behind_others;
         }
+        let mut fills = self.pending_fills(self.sent, last, now);
+        let due = self.due_for_pages(&mut fills, stood_still, now);
+        self.saw_fills |= fills.are_under_way();
+        due.or(behind_others)
+    }
+
+    /// When what was just sent is due once more, for pages that may have been on their way to the node; `None` if there were none.
+    /// `stood_still`: the node was stopped while it was sent.
+    fn due_for_pages(&self, fills: &mut PendingFills, stood_still: bool, now: Instant) -> Option<Instant> {
         let DeliveryContext { fleet, started, .. } = &self.deliveries.context;
         let Sources { guard, address, .. } = &self.sources;
-        let mut fills = self.pending_fills(self.sent, last, now);
         let under_way = fills.look(guard, address.ip(), &fleet.load(), now);
-        self.saw_fills |= under_way.is_some();
         if stood_still || self.failures > 0 || self.state.late.is_late() {
             return Some(now + AFTER_STALL);
         }
@@ -567,7 +659,7 @@ impl Task {
         if passed >= self.node.live.life_signs.taken_in() {
             return Some(now + FILL_LATENCY);
         }
-        behind_others.or(under_way)
+        under_way
     }
 
     /// Whether one of the purges that were just sent, up to `last`, drops all pages with tags, of a cache that is not known to

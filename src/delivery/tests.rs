@@ -3,6 +3,7 @@
 mod blame;
 mod gaps;
 mod lazy;
+mod reliance;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
@@ -323,7 +324,7 @@ async fn the_last_varnish_is_sought_among_those_known_and_held() {
     let unknown = Rig::to(obedient(&[3_600_000; 8]).await, CALM, Arc::clone(&journal), guard, None).await;
     assert_eq!(unknown.deliveries.least_cursor(), head);
     // A node that was away for longer than the journal holds.
-    let away = (NodeId::try_from("away").unwrap(), Cursor { position: 1, epoch: None, is_sealed: false });
+    let away = (NodeId::try_from("away").unwrap(), Cursor::at(1));
     journal.save_cursors(vec![away]).await.unwrap();
     assert_eq!(unknown.deliveries.least_cursor(), floor);
 }
@@ -402,7 +403,7 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     rig.deliveries
         .context
         .journal
-        .save_cursors(vec![(rig.node.id().clone(), Cursor { position, epoch: None, is_sealed: false })])
+        .save_cursors(vec![(rig.node.id().clone(), Cursor::at(position))])
         .await
         .unwrap();
     rig.deliveries.stop(rig.node.id());
@@ -503,7 +504,7 @@ async fn a_hundred_thousand_missed_purges_are_a_few_requests() {
     let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
-    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None, is_sealed: false })]).await.unwrap();
+    journal.save_cursors(vec![(id, Cursor::at(0))]).await.unwrap();
     for number in 0..100_000 {
         // The catalogue of a shop, several times over.
         let tag = format!("cat_p_{}", number % 20_000);

@@ -48,6 +48,8 @@ pub(super) struct Walk {
     last: Position,
     /// Up to here a ban of everything covers all but forwarded requests.
     flushed: Position,
+    /// It begins with a ban of everything, whatever the node has.
+    begins_with_flush: bool,
     refused: Vec<Refused>,
 }
 
@@ -87,7 +89,12 @@ impl Item {
 impl Walk {
     /// A walk from `after` (`None`: unknown) to `last` that leaves out refused requests.
     pub(super) fn new(after: Option<Position>, last: Position, refused: Vec<Refused>) -> Self {
-        Walk { after, last, flushed: 0, refused }
+        Walk { after, last, flushed: 0, begins_with_flush: false, refused }
+    }
+
+    /// The same, beginning with a ban of everything.
+    pub(super) fn with_flush(self) -> Self {
+        Walk { begins_with_flush: true, ..self }
     }
 
     pub(super) fn last(&self) -> Position {
@@ -114,6 +121,9 @@ impl Walk {
 
     /// The next step; `None` at the end.
     pub(super) fn next(&self, sources: &Sources) -> Option<Batch> {
+        if self.begins_with_flush && self.after.is_some() {
+            return Some(flush(self.after));
+        }
         if self.after.is_some_and(|after| after >= self.last) {
             return None;
         }
@@ -151,7 +161,7 @@ impl Walk {
     pub(super) fn advance(&mut self, batch: &Batch) {
         self.after = batch.reaches;
         if batch.is_flush {
-            self.flushed = self.last;
+            (self.flushed, self.begins_with_flush) = (self.last, false);
         }
     }
 

@@ -33,6 +33,8 @@ pub enum FaultKind {
     FlushesInPart,
     /// It has acknowledged purges whose pages it still has.
     KeepsPages,
+    /// It has to be flushed first: what it has was kept in order by seals, which are not judged any more.
+    OwesFlush,
     /// A page is on its way to it that was purged: no fault of the node.
     PageUnderWay,
     /// We lack files, ports, memory or a permission: no fault of the node.
@@ -43,7 +45,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [FaultKind; 13] = [
+    pub const ALL: [FaultKind; 14] = [
         FaultKind::NotListening,
         FaultKind::Unreachable,
         FaultKind::Silent,
@@ -54,6 +56,7 @@ impl FaultKind {
         FaultKind::Malformed,
         FaultKind::FlushesInPart,
         FaultKind::KeepsPages,
+        FaultKind::OwesFlush,
         FaultKind::PageUnderWay,
         FaultKind::OurShortage,
         FaultKind::OurSettings,
@@ -72,6 +75,7 @@ impl FaultKind {
             FaultKind::Malformed => "malformed",
             FaultKind::FlushesInPart => "flushes-in-part",
             FaultKind::KeepsPages => "keeps-pages",
+            FaultKind::OwesFlush => "owes-flush",
             FaultKind::PageUnderWay => "page-under-way",
             FaultKind::OurShortage => "our-shortage",
             FaultKind::OurSettings => "our-settings",

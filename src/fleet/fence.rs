@@ -52,7 +52,7 @@ impl Fence {
 
     /// Whether this Varnish may serve.
     pub fn admits(&self, node: &Live) -> bool {
-        node.cursor() >= self.required_of(node)
+        node.cursor() >= self.required_of(node) && !node.owes_flush()
     }
 
     /// Whether this Varnish has every purge that was answered as done.
@@ -91,6 +91,16 @@ mod tests {
         assert!(!fence.admits(&node));
         node.set_cursor(4);
         assert_eq!((fence.admits(&node), fence.position()), (true, 5));
+    }
+
+    #[test]
+    fn a_node_that_owes_a_flush_does_not_serve_whatever_it_has() {
+        let (fence, node) = (Fence::at(3), Live::default());
+        node.set_cursor(3);
+        node.set_owes_flush(true);
+        assert!(!fence.admits(&node) && fence.is_current(&node));
+        node.set_owes_flush(false);
+        assert!(fence.admits(&node));
     }
 
     #[test]

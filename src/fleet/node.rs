@@ -277,6 +277,10 @@ pub struct Live {
     down: AtomicBool,
     /// How much of it counts: one more than the position; 0 means all.
     recalled: AtomicU64,
+    /// It must not serve before a flush.
+    owes_flush: AtomicBool,
+    /// Its answers have raised a question that a trial answers.
+    is_questioned: AtomicBool,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
     /// The difference to [`WHOLE_SHARE`].
@@ -351,6 +355,27 @@ impl Live {
     /// Limits the cursor to this position, whatever was acknowledged; `None` removes the limit.
     pub fn recall(&self, position: Option<u64>) {
         self.recalled.store(position.map_or(0, |position| position + 1), Ordering::SeqCst);
+    }
+
+    /// Whether it must be flushed before it serves, whatever it has acknowledged.
+    pub fn owes_flush(&self) -> bool {
+        self.owes_flush.load(Ordering::SeqCst)
+    }
+
+    /// Records that. Only its delivery calls this.
+    pub fn set_owes_flush(&self, owes: bool) {
+        self.owes_flush.store(owes, Ordering::SeqCst);
+    }
+
+    /// Records that its answers leave in doubt whether it returns seals. Returns whether that is new since its last trial began.
+    pub fn question(&self) -> bool {
+        // Most often it is not.
+        !self.is_questioned.load(Ordering::Relaxed) && !self.is_questioned.swap(true, Ordering::SeqCst)
+    }
+
+    /// Records that a trial begins, which answers what was in question.
+    pub fn trial_begins(&self) {
+        self.is_questioned.store(false, Ordering::SeqCst);
     }
 
     /// Records that the Varnish has acknowledged every purge up to `position`. Only its delivery task calls this.

@@ -161,11 +161,6 @@ impl SealStanding {
         self.parts().content == CacheContent::Sealed
     }
 
-    /// Whether its cache was ever doubted in this process.
-    pub fn was_doubted(&self) -> bool {
-        self.parts().doubts > 0
-    }
-
     /// Whether another clearcoat has seen that there may be something without a seal in its cache.
     pub fn is_doubted_elsewhere(&self) -> bool {
         self.parts().is_doubted_elsewhere

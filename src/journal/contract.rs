@@ -77,11 +77,6 @@ pub(super) fn node(id: &str) -> NodeId {
     NodeId::try_from(id).unwrap()
 }
 
-/// A cursor without an epoch.
-pub(super) fn at(position: Position) -> Cursor {
-    Cursor { position, epoch: None, is_sealed: false }
-}
-
 /// The entries after a cursor, which must all be held.
 pub(super) fn entries(journal: &dyn Journal, cursor: Position) -> Vec<Arc<Entry>> {
     match journal.since(cursor) {
@@ -255,22 +250,22 @@ pub(super) async fn a_clock_that_is_set_back_loses_nothing(open: Open<'_>) {
 pub(super) async fn the_last_saved_cursor_of_each_node_is_read_back(open: Open<'_>) {
     let journal = open(Limits::default(), nobody(), clock().1);
     append_all(&*journal, ["a", "b"]).await;
-    journal.save_cursors(vec![(node("v1"), at(1)), (node("v2"), at(1))]).await.unwrap();
-    let of_an_epoch = Cursor { position: 2, epoch: Some("1700000000".into()), is_sealed: false };
+    journal.save_cursors(vec![(node("v1"), Cursor::at(1)), (node("v2"), Cursor::at(1))]).await.unwrap();
+    let of_an_epoch = Cursor { epoch: Some("1700000000".into()), ..Cursor::at(2) };
     journal.save_cursors(vec![(node("v1"), of_an_epoch.clone())]).await.unwrap();
-    assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), at(1))].into());
-    journal.save_cursors(vec![(node("v1"), at(2))]).await.unwrap();
-    assert_eq!(journal.cursors(), [(node("v1"), at(2)), (node("v2"), at(1))].into());
+    assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), Cursor::at(1))].into());
+    journal.save_cursors(vec![(node("v1"), Cursor::at(2))]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("v1"), Cursor::at(2)), (node("v2"), Cursor::at(1))].into());
 }
 
 pub(super) async fn a_cursor_that_is_no_longer_saved_is_forgotten(open: Open<'_>) {
     let (now_ms, clock) = clock();
     let journal = open(Limits { retention: Duration::from_secs(60), ..Limits::default() }, nobody(), clock);
     append_all(&*journal, ["a"]).await;
-    journal.save_cursors(vec![(node("left"), at(1)), (node("stays"), at(1))]).await.unwrap();
+    journal.save_cursors(vec![(node("left"), Cursor::at(1)), (node("stays"), Cursor::at(1))]).await.unwrap();
     now_ms.fetch_add(60_001, Ordering::SeqCst);
-    journal.save_cursors(vec![(node("stays"), at(1))]).await.unwrap();
-    assert_eq!(journal.cursors(), [(node("stays"), at(1))].into());
+    journal.save_cursors(vec![(node("stays"), Cursor::at(1))]).await.unwrap();
+    assert_eq!(journal.cursors(), [(node("stays"), Cursor::at(1))].into());
 }
 
 pub(super) async fn what_is_younger_than_an_age_follows_the_last_that_is_older(open: Open<'_>) {

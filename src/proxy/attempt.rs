@@ -122,6 +122,7 @@ pub(super) async fn attempt(
         }
         bypass::ask_for_whole(&mut request.head);
     }
+    request.asked_a_sealing = node.live.seals.is_sealing();
     let _inflight = Inflight::begin(node);
     // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
@@ -210,7 +211,9 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
 }
 
 fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
-    (request.asked_at, request.asked_a_sealing) = (node.live.cursor(), node.live.seals.is_sealing());
+    // It may have ceased to be one since it was picked.
+    (request.asked_at, request.asked_a_sealing) =
+        (node.live.cursor(), request.asked_a_sealing || node.live.seals.is_sealing());
     let Request { head, id, known, asked, trace, .. } = request;
     asked.clear();
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {

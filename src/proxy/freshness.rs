@@ -13,7 +13,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::fleet::NodeId;
+use crate::fleet::{Node, NodeId};
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::mutants::Mutant;
 use crate::seal::{Judgement, Position, PurgedNames, StalePage, asked_prefix, write_asked};
@@ -27,6 +27,9 @@ pub trait Refresh: Send + Sync {
 
     /// Records that the cache still returns this page after acknowledging its ban.
     fn record_kept(&self, node: &NodeId, page: &StalePage);
+
+    /// Has a cache tried soon: it returns seals, as far as is known, and has answered a page without one.
+    fn try_seals(&self, node: &NodeId);
 }
 
 /// Judges answers by their seals.
@@ -65,6 +68,7 @@ impl Freshness {
         request: &RequestHead,
         answer: &ResponseHead,
         (known, asked_at, is_sealing): (Position, Position, bool),
+        node: &Node,
         metrics: impl FnOnce() -> Arc<NodeMetrics>,
     ) -> Option<Box<StalePage>> {
         if !matches!(request.method, Method::Get | Method::Head) || Mutant::BlindEdge.lives() {
@@ -75,6 +79,9 @@ impl Freshness {
         let Some(seal) = answer.seal().and_then(|seal| self.purged.read(seal)) else {
             checks.count(SealVerdict::Unsealed);
             metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
+            if is_sealing && answer.status == 200 && node.live.question() {
+                self.refresh.try_seals(node.id());
+            }
             let passes = asked_at >= known || !is_sealing || answer.status == 405 || answer.status >= 500;
             return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
         };

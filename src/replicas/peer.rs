@@ -98,7 +98,8 @@ pub(super) struct Peer {
     relisted: Notify,
     heard: Mutex<Instant>,
     problem: Mutex<Option<Arc<str>>>,
-    confirmations: Mutex<VecDeque<(Position, Confirmation)>>,
+    /// Each with the purges that it is for: after the first position, up to the second.
+    confirmations: Mutex<VecDeque<((Position, Position), Confirmation)>>,
     /// Nodes that are held back here while pages are in flight through that replica.
     pub(super) under_way: PeerHolds,
     /// Whether its purged names are known here.
@@ -155,7 +156,9 @@ impl Peer {
     /// Its confirmation of the purge at this position; `None` if it was not sent that purge, or long ago.
     pub(super) fn confirmation(&self, position: Position) -> Option<Confirmation> {
         let confirmations = self.confirmations.lock();
-        confirmations.iter().find(|(last, _)| *last >= position).map(|(_, confirmation)| confirmation.clone())
+        // That of a later message says nothing of it.
+        let has_it = |(after, last): (Position, Position)| after < position && position <= last;
+        confirmations.iter().find(|(purges, _)| has_it(*purges)).map(|(_, confirmation)| confirmation.clone())
     }
 
     /// Whether it has said that it has purges for us.
@@ -227,14 +230,20 @@ impl Peer {
         }
     }
 
-    /// Records its `confirmation` of the purges up to `last`, by which it has everything up to `position`.
-    fn record_confirmation(&self, last: Position, position: Position, confirmation: Confirmation, closes_gap: bool) {
+    /// Records its `confirmation` of `purges`, after the first position up to the second, by which it has everything up to `position`.
+    fn record_confirmation(
+        &self,
+        purges: (Position, Position),
+        position: Position,
+        confirmation: Confirmation,
+        closes_gap: bool,
+    ) {
         self.set_owes_us(confirmation.from.as_ref().is_some_and(|from| from.pending));
         let mut confirmations = self.confirmations.lock();
         if confirmations.len() == CONFIRMATIONS {
             confirmations.pop_front();
         }
-        confirmations.push_back((last, confirmation));
+        confirmations.push_back((purges, confirmation));
         drop(confirmations);
         self.confirmed.store(position, Ordering::SeqCst);
         if closes_gap {
@@ -334,7 +343,8 @@ impl Peer {
 
 /// A message in flight.
 struct Sent {
-    last: Position,
+    /// Its purges: after the first position, up to the second.
+    purges: (Position, Position),
     closes_gap: bool,
     /// Aborted with this value.
     answer: AbortOnDropHandle<Result<Confirmation, PeerError>>,
@@ -398,7 +408,7 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
             let Next { purges, done, unsealed, bytes, last, closes_gap } = next(replicas, peer, journal, sent, room);
             let left = room.saturating_sub(bytes);
             let refused = refused(replicas, peer, journal, &mut next_refused, left);
-            sent = Some(last);
+            let after = sent.replace(last).unwrap_or(0);
             let traces = traces.next(journal, last);
             if purges.is_empty() && !asks && refused.is_empty() && traces.is_empty() {
                 // Purges of other replicas, which send them themselves.
@@ -416,13 +426,13 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
                 Message { purges, done, unsealed, refused: Some(refused), traces, ..peer.message(replicas, patience) };
             let (replicas, peer) = (Arc::clone(replicas), Arc::clone(peer));
             let answer = tokio::spawn(async move { peer.client.post(&replicas, &message).await });
-            in_flight.push_back(Sent { last, closes_gap, answer: AbortOnDropHandle::new(answer) });
+            in_flight.push_back(Sent { purges: (after, last), closes_gap, answer: AbortOnDropHandle::new(answer) });
         }
         let full = in_flight.len() >= MAX_IN_FLIGHT;
         let sent_up_to = sent.unwrap_or(0);
         tokio::select! {
             answered = first(&mut in_flight) => {
-                let (last, closes_gap, confirmation) = match answered {
+                let (purges, closes_gap, confirmation) = match answered {
                     Ok(answered) => answered,
                     Err(error) => return error,
                 };
@@ -432,8 +442,8 @@ async fn send_purges(replicas: &Arc<Replicas>, peer: &Arc<Peer>, journal: &dyn S
                     return PeerError::TooLate;
                 }
                 // Skipped purges after the last message are confirmed with it.
-                let confirmed = if in_flight.is_empty() { sent_up_to.max(last) } else { last };
-                peer.record_confirmation(last, confirmed, confirmation, closes_gap);
+                let confirmed = if in_flight.is_empty() { sent_up_to.max(purges.1) } else { purges.1 };
+                peer.record_confirmation(purges, confirmed, confirmation, closes_gap);
                 replicas.progress.notify();
             }
             moved = head.wait_for(|head| *head > sent_up_to), if !full => if moved.is_err() {
@@ -478,9 +488,9 @@ async fn asks_again(replicas: &Replicas, peer: &Peer) {
 }
 
 /// The answer to the oldest message in flight.
-async fn first(in_flight: &mut VecDeque<Sent>) -> Result<(Position, bool, Confirmation), PeerError> {
+async fn first(in_flight: &mut VecDeque<Sent>) -> Result<((Position, Position), bool, Confirmation), PeerError> {
     match in_flight.front_mut() {
-        Some(sent) => Ok((sent.last, sent.closes_gap, (&mut sent.answer).await??)),
+        Some(sent) => Ok((sent.purges, sent.closes_gap, (&mut sent.answer).await??)),
         None => std::future::pending().await,
     }
 }

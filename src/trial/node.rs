@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::page::{RenderedPage, TrialPage};
 use super::{Trials, Whose};
@@ -41,15 +41,30 @@ const AGAIN_FAILED: Duration = Duration::from_secs(5);
 /// same moment may have kept them from it.
 const AGAIN_UNSAID: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
 
-/// Tries a node whenever it is woken, and now and then.
-pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, wake: Arc<Notify>) {
+/// The time between a trial and one that only the node's answers ask for, which grows while such trials show that it returns seals:
+/// it writes pages itself, and whoever asks for those must not keep it busy with trials.
+const AFTER_QUESTION: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
+
+/// What calls for a trial.
+pub(super) struct Calls {
+    /// The node has come up.
+    pub(super) wake: Arc<Notify>,
+    /// Its answers leave in doubt whether it returns seals.
+    pub(super) question: Arc<Notify>,
+}
+
+/// Tries a node whenever it is woken, when its answers ask for that, and now and then.
+pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, calls: Calls) {
+    let Calls { wake, question } = calls;
     wake.notified().await;
-    let mut unsaid = 0_u32;
+    let (mut unsaid, mut questions) = (0_u32, 0_u32);
     loop {
+        node.live.trial_begins();
         let TrialVerdict { state, finding, seals } = try_node(&trials, &node, &settings).await;
         unsaid = if seals.is_some() { 0 } else { unsaid.saturating_add(1) };
         if let Some(seals) = seals {
             trials.record_seals(&node, seals);
+            questions = if seals == SealsShown::Returned { questions } else { 0 };
         }
         let pause = match trials.publish(&node, state, &finding) {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
@@ -57,8 +72,17 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
             TrialState::Passed | TrialState::Untried if unsaid > 0 => AGAIN_UNSAID.bound(unsaid),
             TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
         };
-        // The outcome does not matter: a trial follows.
-        _ = timeout(pause.mul_f64(0.9 + 0.2 * fastrand::f64()), wake.notified()).await;
+        let ended = Instant::now();
+        let questioned = async {
+            question.notified().await;
+            let pause = if questions == 0 { Duration::ZERO } else { AFTER_QUESTION.bound(questions) };
+            sleep_until(ended + pause).await;
+        };
+        questions = tokio::select! {
+            () = wake.notified() => 0,
+            () = questioned => questions.saturating_add(1),
+            () = sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())) => questions,
+        };
     }
 }
 

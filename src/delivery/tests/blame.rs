@@ -267,7 +267,7 @@ async fn a_purge_of_before_the_start_counts_as_done_unless_it_is_marked() {
         let guard = Arc::new(Guard::new(long_ago()));
         let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
         let id = NodeId::try_from("varnish-1").unwrap();
-        journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None, is_sealed: false })]).await.unwrap();
+        journal.save_cursors(vec![(id, Cursor::at(0))]).await.unwrap();
         let position = journal.append(handed_on("/page")).await.unwrap();
         if is_marked {
             journal.refuse(vec![position]).await.unwrap();
@@ -355,7 +355,7 @@ async fn gap(lost: Purge, behaviour: impl Fn(&str) -> Does + Send + Sync + 'stat
     rig.deliveries.stop(rig.node.id());
     rig.node.live.set_cursor(0);
     let id = rig.node.id().clone();
-    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None, is_sealed: false })]).await.unwrap();
+    journal.save_cursors(vec![(id, Cursor::at(0))]).await.unwrap();
     rig.accept(lost).await;
     let last = rig.append("last").await;
     rig.deliveries.start(&rig.node, &VarnishSettings::default());
@@ -386,7 +386,7 @@ async fn urls_still_held_are_replayed_behind_a_flush_however_many() {
     let guard = Arc::new(Guard::new(long_ago()));
     let journal: Arc<dyn Journal> = Arc::new(Memory::new(Limits::default(), noted_by(&guard)));
     let id = NodeId::try_from("varnish-1").unwrap();
-    journal.save_cursors(vec![(id, Cursor { position: 0, epoch: None, is_sealed: false })]).await.unwrap();
+    journal.save_cursors(vec![(id, Cursor::at(0))]).await.unwrap();
     for number in 0..2_500 {
         journal.append(handed_on(&format!("/p/{number}-"))).await.unwrap();
     }

@@ -10,17 +10,22 @@ use crate::journal::{BoxFuture, Cursor, Readable, WriteError};
 use crate::seal::{Lineage, Name, PastNames, PurgedNames, Run, StaleBecause, StalePage};
 
 /// A node that returns seals, and for which purges gather for longer than a test takes.
-async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
-    let purged = PurgedNames::new(Lineage::new(1, Run(1), Vec::new()), 100, &PastNames::default());
-    let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600), false));
-    let guard = Arc::new(Guard::new(long_ago()));
-    let rig = Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None);
+pub(super) async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
+    let rig = untried(pace, journal).await;
     rig.node.live.seals.record_trial(SealsShown::Returned);
     rig.node.live.seals.record_emptied(rig.node.live.seals.doubts());
     rig
 }
 
-fn memory() -> Memory {
+/// A node of which it is not known whether it returns seals, beside a clearcoat that judges them.
+pub(super) async fn untried(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
+    let purged = PurgedNames::new(Lineage::new(1, Run(1), Vec::new()), 100, &PastNames::default());
+    let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600), false));
+    let guard = Arc::new(Guard::new(long_ago()));
+    Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None)
+}
+
+pub(super) fn memory() -> Memory {
     Memory::new(Limits::default(), Arc::new(|_| ()))
 }
 

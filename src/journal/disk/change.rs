@@ -19,6 +19,9 @@ pub(super) const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new(
 /// was saved. A version of clearcoat that does not seal saves cursors and leaves this as it is: then the times differ, and
 /// what came into the cache meanwhile is not known.
 pub(super) const SEALED: TableDefinition<'_, &str, u64> = TableDefinition::new("sealed.at");
+/// The nodes with a cursor whose cache relies on seals. A version of clearcoat that knows nothing of that saves cursors and leaves
+/// this as it is: it does not empty such a cache, so it counts still.
+pub(super) const RELYING: TableDefinition<'_, &str, ()> = TableDefinition::new("sealed.relying");
 /// The head outlives the entries, so that no position is reused.
 pub(super) const HEAD: TableDefinition<'_, (), Position> = TableDefinition::new("head");
 /// All entries after this position are stored, and none up to it. Missing in files from before positions had gaps.
@@ -149,7 +152,8 @@ pub(super) fn write(
         let mut cursors = transaction.open_table(CURSORS)?;
         let mut epochs = transaction.open_table(EPOCHS)?;
         let mut sealed = transaction.open_table(SEALED)?;
-        for (node, Cursor { position, epoch, is_sealed }) in &change.cursors {
+        let mut relying = transaction.open_table(RELYING)?;
+        for (node, Cursor { position, epoch, is_sealed, relies_on_seals }) in &change.cursors {
             cursors.insert(node.as_str(), (*position, change.now_ms))?;
             match epoch {
                 Some(epoch) => epochs.insert(node.as_str(), &**epoch)?,
@@ -160,8 +164,13 @@ pub(super) fn write(
             } else {
                 sealed.remove(node.as_str())?;
             }
+            if *relies_on_seals {
+                relying.insert(node.as_str(), ())?;
+            } else {
+                relying.remove(node.as_str())?;
+            }
         }
-        forget_cursors(&mut cursors, &mut epochs, limits, change.now_ms)?;
+        forget_cursors(&mut cursors, (&mut epochs, &mut relying), limits, change.now_ms)?;
     }
     Ok(transaction.commit()?)
 }
@@ -203,12 +212,15 @@ fn write_entries(
 /// Deletes cursors that were not saved within the retention.
 fn forget_cursors(
     cursors: &mut Table<'_, &'static str, (Position, u64)>,
-    epochs: &mut Table<'_, &'static str, &'static str>,
+    (epochs, relying): (&mut Table<'_, &'static str, &'static str>, &mut Table<'_, &'static str, ()>),
     limits: &Limits,
     now_ms: u64,
 ) -> Result<(), StorageError> {
     for cursor in cursors.extract_if(|_, (_, at_ms)| limits.retires(at_ms, now_ms))? {
-        epochs.remove(cursor?.0.value())?;
+        let cursor = cursor?;
+        let node = cursor.0.value();
+        epochs.remove(node)?;
+        relying.remove(node)?;
     }
     Ok(())
 }

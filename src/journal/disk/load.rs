@@ -12,7 +12,7 @@ use redb::{
 };
 
 use super::change::{
-    CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, REFUSED, SEALED, SEEN,
+    CURSORS, ENTRIES, EPOCHS, FLOOR, FORMATS, HEAD, IDENTITY, NEWEST, ORIGINS, OVERFLOWED, REFUSED, RELYING, SEALED, SEEN,
     UNCOVERED,
 };
 use super::error::{Damage, FORMAT, OpenError, not_opened};
@@ -162,7 +162,7 @@ impl Reader<'_> {
 
     fn cursors(&self, limits: Limits, now_ms: u64) -> Result<HashMap<NodeId, SavedCursor>, OpenError> {
         let (Some(table), epochs) = (self.table(CURSORS)?, self.table(EPOCHS)?) else { return Ok(HashMap::new()) };
-        let sealed = self.table(SEALED)?;
+        let (sealed, relying) = (self.table(SEALED)?, self.table(RELYING)?);
         let mut cursors = HashMap::new();
         for record in table.iter().map_err(|error| self.failed(error))? {
             let (node, saved) = record.map_err(|error| self.failed(error))?;
@@ -182,8 +182,12 @@ impl Reader<'_> {
                 }
                 None => false,
             };
+            let relies_on_seals = match &relying {
+                Some(relying) => relying.get(node.value()).map_err(|error| self.failed(error))?.is_some(),
+                None => false,
+            };
             let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;
-            cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch, is_sealed }, at_ms });
+            cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch, is_sealed, relies_on_seals }, at_ms });
         }
         Ok(cursors)
     }

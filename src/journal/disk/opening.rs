@@ -254,8 +254,8 @@ fn begin(
 /// Begins our run. If the volume does not take that, purges wait for Varnish as they would without seals.
 fn begin_run(store: &mut Store, stored: &mut Stored, seals: bool) {
     if !seals {
-        // As the file forgets them.
-        stored.cursors.retain(|_, saved| !saved.cursor.is_sealed);
+        // As the file forgets it.
+        stored.cursors.values_mut().for_each(|saved| saved.cursor.is_sealed = false);
     }
     match store.begin_run(stored.past.head, seals) {
         Ok(purged) => stored.past.purged = Some(Arc::new(purged)),

@@ -12,9 +12,9 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, WriteTransaction};
+use redb::{Database, ReadableDatabase as _};
 
-use super::change::{CURSORS, Change, FLOOR, HEAD, IDENTITY, SEALED, name, write};
+use super::change::{Change, FLOOR, HEAD, IDENTITY, SEALED, name, write};
 use super::error::{CommitError, Damage, OpenError, not_opened};
 use super::file::Files;
 use super::load::{self, Stored};
@@ -99,7 +99,8 @@ impl Store {
             let transaction = database.begin_write()?;
             let begun = purged::begin_run(&transaction, head, run)?;
             if !seals {
-                forget_sealed_caches(&transaction)?;
+                // What comes into a cache from now on has no seal.
+                transaction.delete_table(SEALED)?;
             }
             transaction.commit()?;
             Ok(begun)
@@ -205,17 +206,4 @@ impl Drop for Store {
 fn text_of(panicked: &(dyn std::any::Any + Send)) -> String {
     let text = panicked.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panicked.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
-}
-
-/// Forgets how far the caches are that only seals kept in order: what such a cache stored after its ban, no reader was given.
-/// Without a cursor each begins with a flush.
-fn forget_sealed_caches(transaction: &WriteTransaction) -> Result<(), redb::Error> {
-    {
-        let (sealed, mut cursors) = (transaction.open_table(SEALED)?, transaction.open_table(CURSORS)?);
-        for entry in sealed.iter()? {
-            cursors.remove(entry?.0.value())?;
-        }
-    }
-    transaction.delete_table(SEALED)?;
-    Ok(())
 }

@@ -14,7 +14,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::file::JournalFile;
 use super::*;
-use crate::journal::contract::{self, append_and_go_away, at, clock, entries, nobody, node, purge, url};
+use crate::journal::contract::{self, append_and_go_away, clock, entries, nobody, node, purge, url};
 use crate::journal::{Anew, Missed};
 use crate::telemetry::causes;
 
@@ -188,14 +188,14 @@ async fn a_journal_that_is_opened_again_has_its_entries_head_and_cursors() {
     let journal = open(&directory.path().join("new/one"));
     journal.append(purge("a")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
-    let of_an_epoch = Cursor { position: 1, epoch: Some("1700000000".into()), is_sealed: false };
-    journal.save_cursors(vec![(node("v1"), of_an_epoch.clone()), (node("v2"), at(1))]).await.unwrap();
+    let of_an_epoch = Cursor { epoch: Some("1700000000".into()), ..Cursor::at(1) };
+    journal.save_cursors(vec![(node("v1"), of_an_epoch.clone()), (node("v2"), Cursor::at(1))]).await.unwrap();
     let before = entries(&journal, 0);
     drop(journal);
     let journal = open(&directory.path().join("new/one"));
     assert_eq!(entries(&journal, 0), before);
     assert_eq!((journal.head(), *journal.watch().borrow()), (2, 2));
-    assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), at(1))].into());
+    assert_eq!(journal.cursors(), [(node("v1"), of_an_epoch), (node("v2"), Cursor::at(1))].into());
     assert_eq!(journal.append(purge("c")).await.unwrap(), 3);
 }
 
@@ -206,7 +206,7 @@ async fn the_head_survives_when_every_entry_is_too_old() {
     let journal = open_at(&directory, RETENTION, &clock);
     journal.append(purge("a")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
-    journal.save_cursors(vec![(node("v1"), at(2))]).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), Cursor::at(2))]).await.unwrap();
     drop(journal);
     now_ms.fetch_add(60_001, Ordering::SeqCst);
     for head in [2, 3] {
@@ -323,14 +323,14 @@ async fn what_a_crash_leaves_behind_holds_every_answered_purge() {
     let (directory, crashed) = (tempdir().unwrap(), tempdir().unwrap());
     let journal = open(directory.path());
     for head in 1..=20 {
-        journal.save_cursors(vec![(node("v1"), at(head - 1))]).await.unwrap();
+        journal.save_cursors(vec![(node("v1"), Cursor::at(head - 1))]).await.unwrap();
         journal.append(purge("a")).await.unwrap();
         for file in ["identity.json", "journal.redb"] {
             fs::copy(directory.path().join(file), crashed.path().join(file)).unwrap();
         }
         let left = open(crashed.path());
         assert_eq!(entries(&left, 0), entries(&journal, 0));
-        assert_eq!(left.cursors(), [(node("v1"), at(head - 1))].into());
+        assert_eq!(left.cursors(), [(node("v1"), Cursor::at(head - 1))].into());
     }
 }
 
@@ -374,7 +374,7 @@ async fn cursors_alone_cost_no_fsync() {
     journal.append(purge("a")).await.unwrap();
     let before = fault.syncs.load(Ordering::SeqCst);
     for _ in 0..100 {
-        journal.save_cursors(vec![(node("v1"), at(1))]).await.unwrap();
+        journal.save_cursors(vec![(node("v1"), Cursor::at(1))]).await.unwrap();
     }
     // Growing a file needs an fsync.
     let syncs = fault.syncs.load(Ordering::SeqCst) - before;
@@ -405,7 +405,7 @@ async fn a_full_disk_refuses_purges_and_a_freed_one_takes_them_again() {
 async fn a_refused_group_that_reached_the_disk_is_not_there_after_the_next_one() {
     let (directory, fault) = (tempdir().unwrap(), Arc::new(Fault::default()));
     let journal = fault.open(&directory);
-    journal.save_cursors(vec![(node("v1"), at(0))]).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), Cursor::at(0))]).await.unwrap();
     journal.append(purge("a")).await.unwrap();
     fault.hold_next_sync();
     append_and_go_away(&journal, purge("b"));

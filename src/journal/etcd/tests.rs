@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU16;
 use super::*;
 use crate::config;
 use crate::etcd::{EtcdCluster as Cluster, Session};
-use crate::journal::contract::{self, at, entries, nobody, node, purge};
+use crate::journal::contract::{self, entries, nobody, node, purge};
 use crate::journal::{Missed, PurgeObserver};
 
 /// A running etcd while this value lives. It has its own address, so that no two tests meet.
@@ -270,7 +270,7 @@ async fn what_was_spooled_survives_a_restart_without_etcd() {
     rig.journal().append(purge("a")).await.unwrap();
     member.kill();
     let position = rig.journal().append(purge("b")).await.unwrap();
-    rig.journal().save_cursors(vec![(node("v"), at(position))]).await.unwrap();
+    rig.journal().save_cursors(vec![(node("v"), Cursor::at(position))]).await.unwrap();
     rig.open(member.cluster(), Limits::default()).await;
     assert_eq!(rig.tags(), ["a", "b"]);
     assert_eq!(rig.journal().head(), position);
@@ -289,8 +289,8 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
     let rig = Rig::new(&member, Limits::default()).await;
     let first = rig.journal().append(purge("a")).await.unwrap();
     let second = rig.journal().append(purge("b")).await.unwrap();
-    let of_an_epoch = Cursor { position: second, epoch: Some("1".into()), is_sealed: false };
-    rig.journal().save_cursors(vec![(node("behind"), at(first)), (node("current"), of_an_epoch)]).await.unwrap();
+    let of_an_epoch = Cursor { epoch: Some("1".into()), ..Cursor::at(second) };
+    rig.journal().save_cursors(vec![(node("behind"), Cursor::at(first)), (node("current"), of_an_epoch)]).await.unwrap();
     let session = member.session().await;
     let began = std::time::Instant::now();
     while session

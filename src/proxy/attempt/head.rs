@@ -293,7 +293,7 @@ impl AwaitingHead<'_, '_> {
             return None;
         }
         let reader = (request.known, request.asked_at, request.asked_a_sealing);
-        freshness.find_stale(&request.head, &request.response, reader, || client.worker.pools.metrics(node))
+        freshness.find_stale(&request.head, &request.response, reader, node, || client.worker.pools.metrics(node))
     }
 }
 

@@ -36,7 +36,7 @@ async fn who_waits_for_a_hung_disk_is_told_and_who_comes_later_at_once() {
     for _ in 0..5 * QUEUE {
         journal.append(purge("c")).await.unwrap_err();
     }
-    journal.save_cursors(vec![(node("v1"), at(1))]).await.unwrap_err();
+    journal.save_cursors(vec![(node("v1"), Cursor::at(1))]).await.unwrap_err();
     assert!(began.elapsed() < PATIENCE * (QUEUE as u32), "each of them waited");
     assert_eq!(journal.head(), 1);
     fault.release();
@@ -164,7 +164,7 @@ async fn a_gap_and_what_is_known_of_etcd_hold_whatever_the_disk_says() {
     journal.append_named(named("b", Some(9))).await.unwrap();
     journal.found(vec![(9, None)]).await.unwrap();
     assert_eq!(journal.readable().position_map.lock().missing().len(), 1);
-    journal.save_cursors(vec![(node("v1"), at(9))]).await.unwrap_err();
+    journal.save_cursors(vec![(node("v1"), Cursor::at(9))]).await.unwrap_err();
     fault.full.store(false, Ordering::SeqCst);
     journal.append_named(named("c", Some(12))).await.unwrap();
     drop(journal);

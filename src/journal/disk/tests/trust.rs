@@ -18,7 +18,7 @@ async fn used() -> TempDir {
     let journal = open(directory.path());
     journal.append(purge("find_me")).await.unwrap();
     journal.append(purge("b")).await.unwrap();
-    journal.save_cursors(vec![(node("v1"), at(2))]).await.unwrap();
+    journal.save_cursors(vec![(node("v1"), Cursor::at(2))]).await.unwrap();
     directory
 }
 
@@ -324,7 +324,7 @@ async fn a_journal_removed_while_in_use_refuses_and_begins_a_new_file() {
         assert!(error.contains("journal.redb") && error.contains("removed or replaced"), "{what}: {error}");
         assert_eq!(journal.append(purge("c")).await.unwrap(), 3, "{what}");
         assert_eq!(entries(&journal, 0).len(), 3, "{what}: what is in memory is as good as ever");
-        journal.save_cursors(vec![(node("v1"), at(1))]).await.unwrap();
+        journal.save_cursors(vec![(node("v1"), Cursor::at(1))]).await.unwrap();
         drop(journal);
         // The file has only the later entries.
         let journal = open(directory.path());

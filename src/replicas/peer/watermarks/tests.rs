@@ -314,7 +314,7 @@ async fn a_node_whose_answers_show_their_age_is_not_held_for_a_page_elsewhere() 
     rig.receives(&["p"], Vec::new()).await;
     let there = rig.knows("b", "127.0.0.1:1");
     let said = Confirmation { fenced: vec![id("v")], place: Some(7), ..Confirmation::default() };
-    there.record_confirmation(1, 1, said, false);
+    there.record_confirmation((0, 1), 1, said, false);
     for (missed, is_awaited) in [(Vec::new(), false), (vec![id("v")], true)] {
         let mut heard = rig.replicas.confirmed(1, Duration::ZERO).await;
         rig.replicas.agree(1, (&[], &missed), &mut heard, Duration::from_millis(200)).await;

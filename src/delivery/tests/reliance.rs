@@ -1,0 +1,134 @@
+//! Caches that rely on seals, when seals cease.
+
+use super::lazy::{memory, sealing, untried};
+use super::*;
+use crate::fleet::{ReturnsSeals, SealsShown};
+
+/// A flush in the form of these nodes.
+const FLUSH: &str = "X-Clearcoat-Flush";
+
+/// The node's trial shows this, as the trials hand it on.
+fn shown(rig: &Rig, shown: SealsShown) {
+    let before = rig.node.live.seals.record_trial(shown);
+    match (before, shown) {
+        (ReturnsSeals::No, SealsShown::Returned) => rig.deliveries.empty(rig.node.id()),
+        (_, SealsShown::Returned) => {}
+        _ => rig.deliveries.distrust(rig.node.id()),
+    }
+}
+
+fn may_serve(rig: &Rig) -> bool {
+    rig.deliveries.context.fence.admits(&rig.node.live)
+}
+
+async fn until_it_may_serve(rig: &Rig) {
+    let serves = rig.deliveries.progress.until(|| may_serve(rig));
+    tokio::time::timeout(PATIENCE, serves).await.unwrap();
+}
+
+/// A node that was told a purge of this tag once.
+async fn relying(journal: Arc<dyn Journal>) -> Rig {
+    let rig = sealing(CALM, journal).await;
+    rig.ran(&[400, 200]);
+    let position = rig.append("old").await;
+    rig.deliveries.nodes.get(rig.node.id()).unwrap().state.hurry(position);
+    rig.until_at(position).await;
+    rig
+}
+
+#[tokio::test]
+async fn a_cache_whose_seals_cease_serves_when_it_was_flushed_after_all_pages_that_were_on_their_way() {
+    let rig = relying(Arc::new(memory())).await;
+    let (first, second) = (rig.begin_page("old"), rig.begin_page("another"));
+    shown(&rig, SealsShown::NotReturned);
+    assert!(!may_serve(&rig), "from the moment of the trial on");
+    rig.until_told(FLUSH, 1).await;
+    first.taken(Instant::now());
+    tokio::time::sleep(FILL_LATENCY * 2).await;
+    assert!(!may_serve(&rig) && rig.told(FLUSH).len() == 1);
+    second.taken(Instant::now());
+    until_it_may_serve(&rig).await;
+    assert_eq!(rig.told(FLUSH).len(), 2);
+    // Nothing relies on seals any more.
+    shown(&rig, SealsShown::NotReturned);
+    assert!(may_serve(&rig));
+    assert!(!rig.deliveries.cursors()[0].1.relies_on_seals);
+}
+
+#[tokio::test]
+async fn a_cache_that_was_told_nothing_once_is_not_flushed_when_seals_cease() {
+    let rig = sealing(CALM, Arc::new(memory())).await;
+    rig.ran(&[400, 200]);
+    let position = rig.append("waits").await;
+    rig.deliveries.unseal(position);
+    rig.until_at(position).await;
+    shown(&rig, SealsShown::NotReturned);
+    assert!(may_serve(&rig));
+    rig.purge("later").await;
+    assert!(rig.told(FLUSH).is_empty());
+}
+
+#[tokio::test]
+async fn a_process_that_finds_no_seals_flushes_what_an_earlier_one_had_told_once() {
+    for judges in [true, false] {
+        let journal: Arc<dyn Journal> = Arc::new(memory());
+        let earlier = relying(Arc::clone(&journal)).await;
+        journal.save_cursors(earlier.deliveries.cursors()).await.unwrap();
+        let later = if judges {
+            untried(CALM, Arc::clone(&journal)).await
+        } else {
+            Rig::with(CALM, Arc::clone(&journal), Arc::new(Guard::new(long_ago())), None).await
+        };
+        if judges {
+            later.until_at(journal.head()).await;
+            assert!(may_serve(&later) && later.told(FLUSH).is_empty());
+            shown(&later, SealsShown::NotReturned);
+        }
+        assert!(!may_serve(&later));
+        until_it_may_serve(&later).await;
+        assert!(!later.told(FLUSH).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_registered_anew_owes_its_flush_still() {
+    let rig = relying(Arc::new(memory())).await;
+    let page = rig.begin_page("old");
+    shown(&rig, SealsShown::NotReturned);
+    rig.until_told(FLUSH, 1).await;
+    rig.deliveries.stop(rig.node.id());
+    let again = Arc::new(Node::new(rig.node.spec.clone(), Arc::default(), 2));
+    rig.deliveries.start(&again, again.spec.varnish.as_ref().unwrap());
+    let may_serve = || rig.deliveries.context.fence.admits(&again.live);
+    assert!(!may_serve());
+    page.taken(Instant::now());
+    tokio::time::timeout(PATIENCE, rig.deliveries.progress.until(may_serve)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cache_is_a_sealed_one_after_a_flush_that_found_what_was_on_its_way_before() {
+    let rig = sealing(CALM, Arc::new(memory())).await;
+    rig.ran(&[400, 200]);
+    shown(&rig, SealsShown::NotReturned);
+    let page = rig.begin_page("without a seal");
+    shown(&rig, SealsShown::Returned);
+    rig.until_told(FLUSH, 1).await;
+    tokio::time::sleep(FILL_LATENCY * 2).await;
+    assert!(may_serve(&rig) && !rig.node.live.seals.is_sealing());
+    page.taken(Instant::now());
+    let seals = rig.deliveries.progress.until(|| rig.node.live.seals.is_sealing());
+    tokio::time::timeout(PATIENCE, seals).await.unwrap();
+    assert_eq!(rig.told(FLUSH).len(), 2);
+}
+
+#[tokio::test]
+async fn a_node_that_is_doubted_gathers_no_purge_that_comes_later() {
+    let rig = sealing(CALM, Arc::new(memory())).await;
+    rig.ran(&[400, 200]);
+    let first = rig.append("waits").await;
+    rig.deliveries.unseal(first);
+    // From then on its task waits for the next one.
+    rig.until_at(first).await;
+    rig.node.live.seals.set_doubted_elsewhere(true);
+    rig.purge("a").await;
+}

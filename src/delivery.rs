@@ -324,7 +324,8 @@ impl Deliveries {
         let state = Arc::clone(&self.nodes.get(id)?.state);
         let fault = state.fault.lock().clone();
         let owes_flush = self.nodes.get(id).is_some_and(|delivery| delivery.node.live.owes_flush());
-        let owed = || owes_flush.then(|| NodeFault::new(FaultKind::OwesFlush, "its cache is to be dropped before it serves"));
+        let owed =
+            || owes_flush.then(|| NodeFault::new(FaultKind::OwesFlush, "its cache is to be dropped before it serves"));
         let held = || Some(NodeFault::new(FaultKind::PageUnderWay, state.recalls.held_because()?));
         let kept = || Some(NodeFault::new(FaultKind::KeepsPages, state.kept.lock().clone()?));
         fault.or_else(owed).or_else(held).or_else(kept)

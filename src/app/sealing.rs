@@ -81,8 +81,7 @@ impl Sealing {
         let is_wanted = if has_others(config) { is_waited_for_edge(config) } else { config.edge.seal };
         let Some(purged) = journal.purged().filter(|_| is_wanted) else { return Sealing::default() };
         let patience = config.purge.ack_timeout;
-        let refresh =
-            Arc::new(Refreshing { deliveries: Arc::clone(deliveries), trials: Arc::clone(trials), patience });
+        let refresh = Arc::new(Refreshing { deliveries: Arc::clone(deliveries), trials: Arc::clone(trials), patience });
         let (deliveries, replicas) = (Arc::clone(deliveries), replicas.cloned());
         // The control plane never runs on a worker.
         let control = Handle::current();

@@ -400,12 +400,7 @@ async fn a_hold_outlives_a_new_registration_and_then_the_node_is_told_again() {
     let waits = NodeFault::new(FaultKind::PageUnderWay, "a page");
     assert_eq!(rig.deliveries.fault(rig.node.id()), Some(waits));
     // For example, its headers were changed.
-    rig.deliveries
-        .context
-        .journal
-        .save_cursors(vec![(rig.node.id().clone(), Cursor::at(position))])
-        .await
-        .unwrap();
+    rig.deliveries.context.journal.save_cursors(vec![(rig.node.id().clone(), Cursor::at(position))]).await.unwrap();
     rig.deliveries.stop(rig.node.id());
     let node = Arc::new(Node::new(rig.node.spec.clone(), Arc::default(), 2));
     rig.deliveries.start(&node, &VarnishSettings::default());

@@ -42,6 +42,7 @@ mod replicas;
 mod replicas_agree;
 mod seal;
 mod seal_attacks;
+mod seal_ceases;
 mod seal_of_several;
 mod second_start;
 mod slow_start;

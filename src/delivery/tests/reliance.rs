@@ -37,7 +37,7 @@ async fn relying(journal: Arc<dyn Journal>) -> Rig {
 }
 
 #[tokio::test]
-async fn a_cache_whose_seals_cease_serves_when_it_was_flushed_after_all_pages_that_were_on_their_way() {
+async fn a_cache_whose_seals_cease_serves_after_a_flush_that_found_all_pages() {
     let rig = relying(Arc::new(memory())).await;
     let (first, second) = (rig.begin_page("old"), rig.begin_page("another"));
     shown(&rig, SealsShown::NotReturned);
@@ -69,7 +69,7 @@ async fn a_cache_that_was_told_nothing_once_is_not_flushed_when_seals_cease() {
 }
 
 #[tokio::test]
-async fn a_process_that_finds_no_seals_flushes_what_an_earlier_one_had_told_once() {
+async fn a_process_that_finds_no_seals_flushes_what_an_earlier_one_told_once() {
     for judges in [true, false] {
         let journal: Arc<dyn Journal> = Arc::new(memory());
         let earlier = relying(Arc::clone(&journal)).await;
@@ -106,7 +106,7 @@ async fn a_node_that_is_registered_anew_owes_its_flush_still() {
 }
 
 #[tokio::test]
-async fn a_cache_is_a_sealed_one_after_a_flush_that_found_what_was_on_its_way_before() {
+async fn a_cache_is_sealed_after_a_flush_that_found_what_was_under_way() {
     let rig = sealing(CALM, Arc::new(memory())).await;
     rig.ran(&[400, 200]);
     shown(&rig, SealsShown::NotReturned);

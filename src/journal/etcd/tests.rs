@@ -290,7 +290,10 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
     let first = rig.journal().append(purge("a")).await.unwrap();
     let second = rig.journal().append(purge("b")).await.unwrap();
     let of_an_epoch = Cursor { epoch: Some("1".into()), ..Cursor::at(second) };
-    rig.journal().save_cursors(vec![(node("behind"), Cursor::at(first)), (node("current"), of_an_epoch)]).await.unwrap();
+    rig.journal()
+        .save_cursors(vec![(node("behind"), Cursor::at(first)), (node("current"), of_an_epoch)])
+        .await
+        .unwrap();
     let session = member.session().await;
     let began = std::time::Instant::now();
     while session

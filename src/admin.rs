@@ -87,6 +87,8 @@ pub struct AdminContext {
     pub trials: Arc<Trials>,
     /// What operators say of nodes.
     pub overrides: Arc<OverrideStore>,
+    /// Held by who drains a node that may be the last.
+    pub draining: tokio::sync::Mutex<()>,
     /// The attribution of purges.
     pub attribution: Arc<Attribution>,
     /// Takes the purges of operators.

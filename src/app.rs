@@ -391,6 +391,7 @@ fn admin_api(
         deliveries: Arc::clone(&engine.deliveries),
         trials: Arc::clone(&engine.trials),
         overrides: Arc::clone(&engine.overrides),
+        draining: tokio::sync::Mutex::default(),
         attribution: purge_api.attribution(),
         purge_api: Arc::clone(purge_api),
         settings: ArcSwap::from_pointee(AdminSettings::of(config)),

@@ -3,6 +3,10 @@
 //! A node that is drained gets no new requests, finishes those that it has, and gets every purge and every health check, so
 //! that it can serve again at any time. The last node of a role that gets traffic is drained only if the operator insists:
 //! with nothing behind it, a drain is an outage.
+//!
+//! Two operators may drain the last two nodes at the same moment. Of those who ask one clearcoat, the second waits until the
+//! first has his answer. Of those who ask two, each clearcoat looks once more when the others, or etcd, have its word: at
+//! least one of them sees both by then, and takes its own back.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -108,8 +112,9 @@ impl AdminContext {
             // What the other replicas know counts, too, and it is not known yet.
             return Err((503, "starting: try again in a moment".to_owned()));
         }
-        let drains = order.state == Some(OrderedState::Drain);
-        if drains && !order.force && !self.others_serve(&node) {
+        let needs_others = order.state == Some(OrderedState::Drain) && !order.force;
+        let _one_at_a_time = if needs_others { Some(self.draining.lock().await) } else { None };
+        if needs_others && !self.others_serve(&node) {
             return Err((
                 409,
                 format!(
@@ -128,8 +133,30 @@ impl AdminContext {
             Some(replicas) => replicas.overrides_told().await,
             None => Vec::new(),
         };
+        if needs_others && !self.others_serve(&node) {
+            return Err(self.take_back(&node).await);
+        }
         let (drained_since, weight) = (says.drained_at_ms, says.weight);
         Ok(OrderCarriedOut { role: *role, id: id.clone(), state, drained_since, weight, unconfirmed, warning })
+    }
+
+    /// Has a node that was drained serve again, as the last other one was drained meanwhile, or does not serve any more.
+    async fn take_back(&self, node: &NodeKey) -> OrderRefusal {
+        let (role, id) = node;
+        let ready = OverrideChange { drains: Some(false), weight: None };
+        let problem = match self.overrides.change(node, ready, clock::now_ms()).await {
+            Ok(warning) => warning,
+            Err(error) => Some(format!("it could not be taken back: {}", causes(&error))),
+        };
+        if let Some(replicas) = &self.replicas {
+            replicas.overrides_told().await;
+        }
+        tracing::info!(%role, node = %id, problem, "an operator's drain is taken back: no other node gets traffic any more");
+        let problem = problem.map_or_else(String::new, |problem| format!(" ({problem})"));
+        let text = format!(
+            "meanwhile no other {role} node gets traffic (it was drained at the same time, or is down): {id} is not drained{problem}"
+        );
+        (409, text)
     }
 
     /// Whether there is such a node, or an operator has said something of it.
@@ -140,11 +167,12 @@ impl AdminContext {
             || !self.overrides.known().overrides.of(node).is_spent()
     }
 
-    /// Whether another node of the role gets traffic.
+    /// Whether another node of the role gets traffic, and no operator has drained it by now.
     fn others_serve(&self, (role, id): &NodeKey) -> bool {
-        let fleet = self.fleet.load();
-        let members = fleet.pool(*role).members();
-        members.iter().any(|member| member.node.id() != id && self.serves(member))
+        let (fleet, known) = (self.fleet.load(), self.overrides.known());
+        let is_drained = |id: &NodeId| known.overrides.of(&(*role, id.clone())).drained_at_ms.is_some();
+        let mut others = fleet.pool(*role).members().iter().filter(|member| member.node.id() != id);
+        others.any(|member| self.serves(member) && !is_drained(member.node.id()))
     }
 }
 

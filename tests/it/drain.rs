@@ -247,6 +247,42 @@ fn the_last_node_that_serves_is_drained_only_if_the_operator_insists() {
 }
 
 #[test]
+fn two_operators_at_once_do_not_drain_the_last_two_nodes() {
+    let alone = Plan { replicas: 1, ..plan() };
+    for plan in [alone, plan(), plan_with_etcd()] {
+        let fleet = Fleet::start(&plan);
+        let (first, second) = (&fleet.clearcoat, fleet.others.first().unwrap_or(&fleet.clearcoat));
+        for round in 0..6 {
+            let at_once = std::sync::Barrier::new(2);
+            let outputs = std::thread::scope(|scope| {
+                let at_once = &at_once;
+                let drain = |clearcoat, id| {
+                    at_once.wait();
+                    node(clearcoat, &["drain", id])
+                };
+                let [one, two] = [(first, "varnish-1"), (second, "varnish-2")]
+                    .map(|(clearcoat, id)| scope.spawn(move || drain(clearcoat, id)));
+                [one, two].map(|operator| operator.join().expect("an operator"))
+            });
+            let drained: Vec<bool> = outputs.iter().map(|output| output.status.success()).collect();
+            assert_ne!(drained, [true, true], "round {round}");
+            for output in outputs.iter().filter(|output| !output.status.success()) {
+                assert!(errors(output).contains("no other varnish node gets traffic"), "{output:?}");
+            }
+            for clearcoat in fleet.clearcoats() {
+                for (id, drained) in [("varnish-1", drained[0]), ("varnish-2", drained[1])] {
+                    shows_drained(clearcoat, id, drained);
+                }
+            }
+            for id in ["varnish-1", "varnish-2"] {
+                order(first, &["resume", id]);
+                fleet.clearcoats().for_each(|clearcoat| _ = shows_drained(clearcoat, id, false));
+            }
+        }
+    }
+}
+
+#[test]
 fn two_nodes_of_one_id_are_told_apart_and_a_stranger_orders_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let listen =

@@ -162,6 +162,50 @@ fn fsync() -> Duration {
     times[times.len() / 2]
 }
 
+/// How a single purge fares, in turns: of a page that nobody asked for, of one that has just passed, and with a Varnish that hangs.
+fn print_circumstances() {
+    const PURGES: usize = 100;
+    let target = Target::new("", &Plan { first_start: "flush", ..Plan::default() }, false);
+    let fleet = &target.fleet;
+    let mut page = 0_usize;
+    let mut purges = |times: &mut Vec<Duration>, has_passed: bool| {
+        for _ in 0..PURGES {
+            page += 1;
+            if has_passed {
+                assert_eq!(fleet.get(&format!("/p/{page}")).status, 200);
+            }
+            let sent = Instant::now();
+            assert_eq!(fleet.purge_tag(&format!("cat_p_{page}")).status, 200);
+            times.push(sent.elapsed());
+        }
+    };
+    let mut of = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        purges(&mut of[0], false);
+        purges(&mut of[1], true);
+        fleet.varnish[0].hang();
+        purges(&mut of[2], false);
+        purges(&mut of[3], true);
+        fleet.varnish[0].resume();
+        fleet.clearcoat.current();
+    }
+    println!("\none purge at a time, {} of each, clearcoat with its journal on disk", of[0].len());
+    println!("{:<60}{:>13}{:>13}", "", "ack p50", "ack p99");
+    for (name, times) in [
+        "of a page that nobody asked for",
+        "of a page that has just passed",
+        "of a page that nobody asked for, while one Varnish hangs",
+        "of a page that has just passed, while one Varnish hangs",
+    ]
+    .into_iter()
+    .zip(&mut of)
+    {
+        times.sort();
+        let percentile = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1].as_secs_f64() * 1e3;
+        println!("{name:<60}{:>10.2} ms{:>10.2} ms", percentile(50), percentile(99));
+    }
+}
+
 fn main() {
     let targets = targets();
     let next = AtomicU64::new(0);
@@ -183,4 +227,6 @@ fn main() {
             .map(|name| ways.iter().find(|way| way.target.name == name).expect("both were measured").rate());
         ways.iter().for_each(|way| way.print(peers));
     }
+    drop(targets);
+    print_circumstances();
 }

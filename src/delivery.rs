@@ -61,8 +61,8 @@ mod walk;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -88,7 +88,7 @@ pub use known_caches::{KnownCaches, SeenCaches};
 pub use recalls::Hold;
 use recalls::{Left, Recalls};
 pub use refusal::{Refusable, Refusals};
-use reliance::{OwedFlush, Reliance};
+use reliance::{RelyingCaches, WantedFlush};
 use requests::Requests;
 pub use sealed::SealedPurges;
 pub use steps::CursorStep;
@@ -121,6 +121,8 @@ pub struct DeliveryContext {
     pub pace: Pace,
     /// The purges that wait for no Varnish; `None` if all wait.
     pub sealed: Option<Arc<SealedPurges>>,
+    /// Whether nodes are tried, so that there are verdicts of whether they return seals.
+    pub has_trials: bool,
     /// When the process started.
     pub started: Instant,
 }
@@ -148,6 +150,9 @@ impl Pace {
     }
 }
 
+/// What is done about a node of which another clearcoat has seen something.
+type OnSeenElsewhere = Box<dyn Fn(&NodeId) + Send + Sync>;
+
 /// The deliveries of all Varnish nodes.
 pub struct Deliveries {
     context: DeliveryContext,
@@ -167,7 +172,9 @@ pub struct Deliveries {
     /// The notes of tags that no seal shows.
     block_notes: BlockNotes,
     /// Which caches only seals keep in order.
-    reliance: Reliance,
+    relying: RelyingCaches,
+    /// Called with a node of whose seals another clearcoat has seen something else than before.
+    on_seen_elsewhere: OnceLock<OnSeenElsewhere>,
     /// Held by who looks through pending purges, which takes a thread.
     unsealing: tokio::sync::Mutex<()>,
 }
@@ -197,8 +204,8 @@ struct DeliveryState {
     recalls: Arc<Recalls>,
     /// What was caught of it.
     caught: Arc<Caught>,
-    /// The flush that it owes, if it does.
-    owed_flush: OwedFlush,
+    /// The flush of it that is wanted, if one is.
+    wanted_flush: WantedFlush,
     /// The fill watermark of this node, for pages that passed here.
     watermark: Mutex<FillWatermark>,
     /// When it acknowledged what.
@@ -245,10 +252,10 @@ impl Deliveries {
             requests.note_past(&entries, |position| context.journal.is_refused(position));
         }
         let ration = context.pace.max_bans_per_second.map_or(0, NonZeroU32::get);
-        let reliance = Reliance::saved(context.journal.cursors());
         Deliveries {
             context,
-            reliance,
+            relying: RelyingCaches::default(),
+            on_seen_elsewhere: OnceLock::new(),
             nodes: DashMap::new(),
             ration: AtomicU32::new(ration),
             requests: Mutex::new(requests),
@@ -302,6 +309,11 @@ impl Deliveries {
         purges.for_each(|purge| self.context.guard.note(purge));
     }
 
+    /// Has `treat` called with a node of whose seals another clearcoat has seen something else than before.
+    pub fn on_seen_elsewhere(&self, treat: impl Fn(&NodeId) + Send + Sync + 'static) {
+        _ = self.on_seen_elsewhere.set(Box::new(treat));
+    }
+
     /// Records the answer to a health check: when it was sent, and how long the answer took.
     pub fn record_health_check(&self, node: &Node, asked: Instant, took: Duration) {
         node.live.life_signs.record_round_trip(asked.saturating_duration_since(self.context.started), took);
@@ -323,9 +335,10 @@ impl Deliveries {
     pub fn fault(&self, id: &NodeId) -> Option<NodeFault> {
         let state = Arc::clone(&self.nodes.get(id)?.state);
         let fault = state.fault.lock().clone();
-        let owes_flush = self.nodes.get(id).is_some_and(|delivery| delivery.node.live.owes_flush());
-        let owed =
-            || owes_flush.then(|| NodeFault::new(FaultKind::OwesFlush, "its cache is to be dropped before it serves"));
+        let must_be_flushed = self.nodes.get(id).is_some_and(|delivery| delivery.node.live.must_be_flushed());
+        let owed = || {
+            must_be_flushed.then(|| NodeFault::new(FaultKind::OwesFlush, "its cache is to be dropped before it serves"))
+        };
         let held = || Some(NodeFault::new(FaultKind::PageUnderWay, state.recalls.held_because()?));
         let kept = || Some(NodeFault::new(FaultKind::KeepsPages, state.kept.lock().clone()?));
         fault.or_else(owed).or_else(held).or_else(kept)
@@ -469,7 +482,7 @@ impl Deliveries {
                 // Passed-over purges count as delivered only while this process knows of them.
                 let passed_over = self.requests.lock().first_open(node.id());
                 let position = passed_over.map_or(Position::MAX, |position| position - 1).min(node.live.cursor());
-                let (is_sealed, relies_on_seals) = (self.is_saved_as_sealed(node), self.reliance.has(node));
+                let (is_sealed, relies_on_seals) = (self.is_saved_as_sealed(node), self.relying.told(node).is_some());
                 (node.id().clone(), Cursor { position, epoch: node.spec.epoch().cloned(), is_sealed, relies_on_seals })
             })
             .collect()

@@ -96,7 +96,7 @@ impl EdgeSelect {
         let candidates = fleet.varnish.members().iter();
         candidates
             .filter(|member| member.usable && Some(member.node.endpoint_id) != tried)
-            .max_by_key(|Member { node, .. }| (!node.live.owes_flush(), node.live.cursor()))
+            .max_by_key(|Member { node, .. }| (!node.live.must_be_flushed(), node.live.cursor()))
             .inspect(|_| self.metrics.stale_served.inc())
     }
 }

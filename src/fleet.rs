@@ -34,8 +34,8 @@ pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{FILL_LATENCY, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use node::{
-    InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState,
-    WHOLE_SHARE, node_key,
+    InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Reliance, Role, ServingState,
+    TrialState, WHOLE_SHARE, node_key,
 };
 pub use node_override::{NodeOverride, OverrideChange};
 pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};

@@ -123,9 +123,12 @@ impl Cursor {
     pub fn at(position: Position) -> Self {
         Cursor { position, epoch: None, is_sealed: false, relies_on_seals: false }
     }
-}
 
-impl Cursor {
+    /// Whether a cache with this epoch relies on seals.
+    fn relies(&self, epoch: Option<&str>) -> bool {
+        self.relies_on_seals && !is_another_life(self.epoch.as_deref(), epoch)
+    }
+
     /// The state of a node whose cache has this epoch.
     fn remembered(self, epoch: Option<&str>) -> CursorState {
         if is_another_life(self.epoch.as_deref(), epoch) {
@@ -320,6 +323,11 @@ pub trait Journal: Send + Sync + 'static {
     /// The known progress of a node whose cache has this epoch.
     fn remembered(&self, node: &NodeId, epoch: Option<&str>) -> CursorState {
         self.cursors().remove(node).map_or(CursorState::Unknown, |cursor| cursor.remembered(epoch))
+    }
+
+    /// Whether the cache of this node, with this epoch, relies on seals, as was saved with its cursor.
+    fn relies_on_seals(&self, node: &NodeId, epoch: Option<&str>) -> bool {
+        self.cursors().remove(node).is_some_and(|cursor| cursor.relies(epoch))
     }
 
     /// The last durable position; 0 before the first.

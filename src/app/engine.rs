@@ -86,6 +86,7 @@ impl Engine {
             slow_start: Arc::clone(&slow_start),
             pace: Pace::new(&config.purge),
             sealed,
+            has_trials: config.health.varnish.trial,
             started,
         };
         let deliveries = Arc::new(Deliveries::new(context));
@@ -95,8 +96,11 @@ impl Engine {
         let caches = Arc::clone(&deliveries);
         trials.on_unsealed(move |node, unsealed| match unsealed {
             UnsealedCache::Distrust => caches.distrust(node),
+            UnsealedCache::Unknown => caches.flush_unjudged(node),
             UnsealedCache::Empty => caches.empty(node),
         });
+        let tried = Arc::downgrade(&trials);
+        deliveries.on_seen_elsewhere(move |node| tried.upgrade().into_iter().for_each(|trials| trials.wake(node)));
         let has_disk = config.journal.kind != JournalKind::Memory;
         let path = has_disk.then(|| config.journal.path.join("overrides.json"));
         let overrides = OverrideStore::open(etcd.clone(), path).await;

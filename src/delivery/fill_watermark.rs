@@ -117,6 +117,7 @@ mod tests {
                 slow_start: Arc::new(crate::slow_start::SlowStart::new(&crate::config::HealthChecks::default())),
                 pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
                 sealed: None,
+                has_trials: true,
                 started: began,
             };
             Rig { context, watermark: FillWatermark::new(0), began, ms: AtomicU64::new(1) }

@@ -1,14 +1,20 @@
-//! Caches that rely on seals, and the flush that they owe when seals cease.
+//! Caches that rely on seals, and what becomes of them when seals cease.
 //!
 //! A purge that a seal shows is told once, whatever is on its way to the Varnish ([`super`]). A page that lands after its ban stays
 //! in the cache, and only its seal keeps it from readers. From then on that cache *relies on seals*. It does not matter how they
-//! cease: a VCL begins to drop them, `edge.seal` or `purge.wait_for` is changed, a clearcoat is restarted in between. The page is
-//! there still, nobody sees its age any more, and no ban will come for it. So the cache has to be emptied before it serves
-//! again, and after what is on its way to it has landed: it *owes a flush*.
+//! cease: a VCL begins to drop them, `edge.seal`, `purge.wait_for` or the trial is switched off, clearcoat is restarted in
+//! between. The page is there still, nobody sees its age any more, and no ban will come for it.
 //!
-//! That a cache relies on seals is saved with its cursor, by one write. An older cursor that does not say so, after a crash,
-//! has the purges behind it told again, in the way of a process that knows nothing of what is on its way. Here it is known by
-//! the name of the node, so that a node that is registered anew meanwhile owes what it owed.
+//! **So a cache that relies on seals serves only while a trial of this process has shown that its node returns them**
+//! ([`Live::must_be_flushed`](crate::fleet::Live::must_be_flushed)). That is no event that somebody has to notice, but what the fence
+//! reads with each request: a new process, a node registered anew, a trial that proves nothing are all the same. Otherwise the
+//! node is out until it has been flushed, as soon as there is a verdict that it is to be.
+//!
+//! **A flush counts** in the way of a purge that no seal shows: it is sent again when the pages that were on their way to the
+//! node have landed. It does not count of a node that was seen not to carry purges out.
+//!
+//! That a cache relies on seals is saved with its cursor, by one write, here and in etcd. An older cursor that does not say
+//! so, after a crash, has the purges behind it told again, in the way of a process that knows nothing of what is on its way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,140 +24,180 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Deliveries;
-use crate::fleet::{Node, NodeId, ReturnsSeals, is_another_life};
-use crate::journal::Cursor;
+use crate::fleet::{Node, NodeId, Reliance, ReturnsSeals, TrialState, is_another_life};
 
-/// The caches that rely on seals.
+/// The caches that rely on seals, by the names of their nodes, so that one that is registered anew meanwhile is known.
 #[derive(Debug, Default)]
-pub(super) struct Reliance(Mutex<HashMap<NodeId, ReliantCache>>);
+pub(super) struct RelyingCaches(Mutex<HashMap<NodeId, RelyingCache>>);
 
 /// A cache that relies on seals.
-#[derive(Debug, Default)]
-struct ReliantCache {
+#[derive(Debug)]
+struct RelyingCache {
     epoch: Option<Arc<str>>,
-    /// It must not serve before it has been flushed.
-    owes_flush: bool,
-    /// How often it was told purges once.
+    /// How often it was told purges once in this process.
     told: u64,
 }
 
-impl Reliance {
-    /// As an earlier process has saved it.
-    pub(super) fn saved(cursors: HashMap<NodeId, Cursor>) -> Self {
-        let relying = cursors.into_iter().filter(|(_, cursor)| cursor.relies_on_seals);
-        let of = |cursor: Cursor| ReliantCache { epoch: cursor.epoch, ..ReliantCache::default() };
-        Reliance(Mutex::new(relying.map(|(node, cursor)| (node, of(cursor))).collect()))
-    }
-
-    /// The cache of this node, if it relies on seals.
-    fn with<T>(&self, node: &Node, look: impl FnOnce(&mut ReliantCache) -> T) -> Option<T> {
+impl RelyingCaches {
+    /// Records that this cache relies on seals, and was told purges once `more` often.
+    fn note(&self, node: &Node, more: u64) {
         let mut caches = self.0.lock();
-        let cache = caches.get_mut(node.id())?;
-        let now = node.spec.epoch().map(|epoch| &**epoch);
-        (!is_another_life(cache.epoch.as_deref(), now)).then(|| look(cache))
-    }
-
-    /// Records that this cache was told a purge once. Before its cursor says that it has the purge.
-    pub(super) fn note(&self, node: &Node) {
-        if self.with(node, |cache| cache.told += 1).is_none() {
-            let cache = ReliantCache { epoch: node.spec.epoch().cloned(), owes_flush: false, told: 1 };
-            self.0.lock().insert(node.id().clone(), cache);
+        match caches.get_mut(node.id()).filter(|cache| is_of(cache, node)) {
+            Some(cache) => cache.told += more,
+            None => {
+                caches.insert(node.id().clone(), RelyingCache { epoch: node.spec.epoch().cloned(), told: more });
+            }
         }
     }
 
-    /// Whether this cache relies on seals.
-    pub(super) fn has(&self, node: &Node) -> bool {
-        self.with(node, |_| ()).is_some()
+    /// How often this cache was told purges once; `None` if it does not rely on seals.
+    pub(super) fn told(&self, node: &Node) -> Option<u64> {
+        self.0.lock().get(node.id()).filter(|cache| is_of(cache, node)).map(|cache| cache.told)
     }
 
-    /// How often this cache was told purges once.
-    pub(super) fn told(&self, node: &Node) -> u64 {
-        self.with(node, |cache| cache.told).unwrap_or(0)
-    }
-
-    /// This cache has been emptied, and nothing that was told once before that is on its way any more.
-    fn end(&self, node: &NodeId) {
-        self.0.lock().remove(node);
+    /// Forgets this cache if it was not told a purge once since.
+    fn end(&self, node: &Node, told: Option<u64>) -> bool {
+        let mut caches = self.0.lock();
+        let is_over = caches.get(node.id()).filter(|cache| is_of(cache, node)).map(|cache| cache.told) == told;
+        if is_over {
+            caches.remove(node.id());
+        }
+        is_over
     }
 }
 
-/// The flush that a node owes.
+/// Whether this is the cache that the node has now.
+fn is_of(cache: &RelyingCache, node: &Node) -> bool {
+    !is_another_life(cache.epoch.as_deref(), node.spec.epoch().map(|epoch| &**epoch))
+}
+
+/// A flush of a node that is wanted: its cache must not serve without, or becomes a sealed one by it.
 #[derive(Debug, Default)]
-pub(super) struct OwedFlush {
-    /// When it is to be sent.
-    due: Mutex<Option<Instant>>,
+pub(super) struct WantedFlush {
+    state: Mutex<Wanted>,
     ring: Notify,
 }
 
-impl OwedFlush {
-    pub(super) fn owe(&self) {
-        self.due.lock().get_or_insert_with(Instant::now);
+#[derive(Debug, Default)]
+struct Wanted {
+    /// When it is to be sent.
+    due: Option<Instant>,
+    /// How often it was wanted.
+    times: u64,
+}
+
+impl WantedFlush {
+    /// Has it sent soon. One that was begun before does not do.
+    pub(super) fn want(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.due = Some(state.due.map_or(now, |due| due.min(now)));
+        state.times += 1;
+        drop(state);
         self.ring.notify_one();
     }
 
     /// Returns when it is to be sent.
     pub(super) async fn due(&self) {
         loop {
-            let due = *self.due.lock();
+            let due = self.state.lock().due;
             match due {
                 Some(due) if due <= Instant::now() => return,
-                Some(due) => tokio::time::sleep_until(due.into()).await,
+                // One that is wanted meanwhile is due at once.
+                Some(due) => _ = tokio::time::timeout_at(due.into(), self.ring.notified()).await,
                 None => self.ring.notified().await,
             }
         }
     }
 
-    /// It is to be sent then.
+    /// It is to be sent then, or earlier if it is wanted again.
     pub(super) fn postpone(&self, due: Instant) {
-        *self.due.lock() = Some(due);
+        self.state.lock().due = Some(due);
     }
 
-    fn settle(&self) {
-        *self.due.lock() = None;
+    pub(super) fn times(&self) -> u64 {
+        self.state.lock().times
+    }
+
+    /// It was sent and counts, unless it was wanted again since.
+    fn settle(&self, times: u64) -> bool {
+        let mut state = self.state.lock();
+        let is_settled = state.times == times;
+        if is_settled {
+            state.due = None;
+        }
+        is_settled
     }
 }
 
 impl Deliveries {
-    /// Has a node that no seals are judged of, and whose cache relies on them, flushed before it serves.
-    pub(super) fn owe_flush_if_relying(&self, node: &Node, owed: &OwedFlush) {
-        let was_owed = self.reliance.with(node, |cache| std::mem::replace(&mut cache.owes_flush, true));
-        let Some(was_owed) = was_owed else { return };
-        node.live.set_owes_flush(true);
-        owed.owe();
-        if !was_owed {
+    /// Begins with what an earlier delivery of the node, or an earlier process, has left.
+    pub(super) fn begin_reliance(&self, node: &Node, flush: &WantedFlush) {
+        if self.context.journal.relies_on_seals(node.id(), node.spec.epoch().map(|epoch| &**epoch)) {
+            self.relying.note(node, 0);
+        }
+        if self.relying.told(node).is_some() {
+            self.show_reliance(node);
+            if !self.context.has_trials || self.context.sealed.is_none() {
+                self.flush_if_it_must_be(node, flush);
+            }
+        }
+    }
+
+    /// Records that a cache was told a purge once. Before its cursor says that it has the purge.
+    pub(super) fn note_told_once(&self, node: &Node, flush: &WantedFlush) {
+        self.relying.note(node, 1);
+        self.show_reliance(node);
+        // A trial may have shown meanwhile that it returns no seals.
+        self.flush_if_it_must_be(node, flush);
+    }
+
+    fn show_reliance(&self, node: &Node) {
+        let judges = self.context.sealed.is_some();
+        node.live.set_reliance(if judges { Reliance::OnSeals } else { Reliance::Unjudged });
+    }
+
+    /// Has a node flushed that relies on seals, and of which a verdict says that they do not show what it has.
+    pub(super) fn flush_if_it_must_be(&self, node: &Node, flush: &WantedFlush) {
+        if !node.live.must_be_flushed() {
+            return;
+        }
+        if flush.times() == 0 {
             tracing::warn!(
                 node = %node.id(),
-                "what this Varnish has was kept in order by seals, which it does not return, or which are not judged any more: it \
-                 gets no traffic until its cache is dropped"
+                "what this Varnish has was kept in order by seals, which it is not seen to return, or which are not judged any \
+                 more: it gets no traffic until its cache is dropped"
             );
         }
+        flush.want();
     }
 
-    /// Begins with what an earlier delivery of the node, or an earlier process, left.
-    pub(super) fn begin_reliance(&self, node: &Node, owed: &OwedFlush) {
-        let owes_flush = self.reliance.with(node, |cache| cache.owes_flush) == Some(true);
-        if owes_flush || self.context.sealed.is_none() {
-            self.owe_flush_if_relying(node, owed);
+    /// The same for a node of which a trial has shown that it returns no seals, or nothing.
+    pub fn flush_unjudged(&self, node: &NodeId) {
+        if let Some(delivery) = self.nodes.get(node) {
+            self.flush_if_it_must_be(&delivery.node, &delivery.state.wanted_flush);
         }
     }
 
-    /// Records that a node has acknowledged the flush that it owed. `told`: how often its cache had been told purges once when
-    /// the flush was first sent.
-    pub(super) fn settle_flush(&self, node: &Node, owed: &OwedFlush, told: u64) {
-        if self.reliance.told(node) == told {
-            self.reliance.end(node.id());
-        } else {
-            // It returns seals again, so all that was told once meanwhile is shown by them.
-            self.reliance.with(node, |cache| cache.owes_flush = false);
+    /// Records that a node has acknowledged a flush that was wanted so often when it was begun; its cache had been told purges once
+    /// so often then. Returns whether it counts.
+    pub(super) fn settle_flush(&self, node: &Node, flush: &WantedFlush, (times, told): (u64, Option<u64>)) -> bool {
+        let returns = node.live.seals.returned() == ReturnsSeals::Yes;
+        if matches!(node.live.trial(), TrialState::Failed | TrialState::WithoutTags) && !returns {
+            return false;
         }
-        owed.settle();
-        node.live.set_owes_flush(false);
+        // What was told once since is shown by seals if the node returns them again.
+        let is_over = self.relying.end(node, told);
+        if !(is_over || returns && self.context.sealed.is_some()) || !flush.settle(times) {
+            return false;
+        }
+        if is_over {
+            if node.live.must_be_flushed() {
+                self.context.slow_start.begin(node);
+            }
+            node.live.set_reliance(Reliance::No);
+        }
         self.notify_progress();
-    }
-
-    /// Whether the flush that a node owed counts: since it was first sent, when its cache had been told purges once so often, none
-    /// was told so by a node that does not return seals by now.
-    pub(super) fn is_flush_enough(&self, node: &Node, told: u64) -> bool {
-        self.reliance.told(node) == told || node.live.seals.returned() == ReturnsSeals::Yes
+        true
     }
 }

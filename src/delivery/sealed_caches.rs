@@ -180,9 +180,7 @@ impl Deliveries {
         if let Some(Delivery { node, state, .. }) = self.nodes.get(node).as_deref() {
             // It gets no traffic until it has what gathers.
             state.hurry(self.context.journal.head());
-            if node.live.seals.returned() == ReturnsSeals::No {
-                self.owe_flush_if_relying(node, &state.owed_flush);
-            }
+            self.flush_if_it_must_be(node, &state.wanted_flush);
         }
     }
 
@@ -190,7 +188,7 @@ impl Deliveries {
     pub fn empty(&self, node: &NodeId) {
         self.distrust(node);
         if let Some(delivery) = self.nodes.get(node).filter(|_| self.context.sealed.is_some()) {
-            delivery.state.owed_flush.owe();
+            delivery.state.wanted_flush.want();
         }
     }
 
@@ -228,12 +226,19 @@ impl Deliveries {
         self.show_seen(sealed);
     }
 
-    /// Has a node count as what other processes see of its cache.
+    /// Has a node count as what other processes see of its cache. What is news is worth a trial of our own: its VCL may have ceased to
+    /// return seals, or returns them again.
     fn show_doubts_elsewhere(&self, caches: &SealedCaches, Delivery { node, state, .. }: &Delivery) {
         let is_doubted = caches.is_seen_unsealed_elsewhere((node.id(), node.spec.epoch()));
-        if node.live.seals.set_doubted_elsewhere(is_doubted) && is_doubted {
+        if !node.live.seals.set_doubted_elsewhere(is_doubted) {
+            return;
+        }
+        if is_doubted {
             tracing::warn!(node = %node.id(), "another clearcoat has seen that this Varnish may have pages without a seal: purges wait for it");
             state.hurry(self.context.journal.head());
+        }
+        if let Some(treat) = self.on_seen_elsewhere.get() {
+            treat(node.id());
         }
     }
 

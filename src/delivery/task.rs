@@ -17,7 +17,7 @@ use super::walk::{Batch, Sources, Walk};
 use super::{Deliveries, DeliveryContext, DeliveryState, on_a_thread};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::fleet::{CacheDoubts, FILL_LATENCY, FaultKind, Node, NodeFault, ReturnsSeals, VarnishSettings};
+use crate::fleet::{CacheDoubts, FILL_LATENCY, FaultKind, Node, NodeFault, VarnishSettings};
 use crate::journal::{CursorState, Missed, Position};
 use crate::purge::Target;
 use crate::telemetry::traces::{DayTime, DeliveryNote};
@@ -62,7 +62,7 @@ pub(super) struct Task {
     /// The ration that the budget was made for.
     ration: Option<NonZeroU32>,
     failures: u32,
-    /// The flush that it owes, once it was begun.
+    /// The flush that is wanted of it, once it was begun.
     flush_attempt: Option<FlushAttempt>,
     /// The bans that the node took since its cursor moved.
     bans: u64,
@@ -98,6 +98,7 @@ pub(super) struct Task {
 struct Work {
     kind: Kind,
     walk: Walk,
+    began: Instant,
     /// The current step, if it is not finished.
     batch: Option<Batch>,
     report: Report,
@@ -107,13 +108,16 @@ struct Work {
     doubts: CacheDoubts,
 }
 
-/// A flush that the node owes, from the first time that it was sent until it counts.
+/// A flush that is wanted, from when it is first sent until it counts.
 struct FlushAttempt {
-    /// How often the cache was doubted, and told purges once, before.
+    /// How often the cache was doubted, and told purges once, and how often the flush was wanted, before.
     doubts: CacheDoubts,
-    told: u64,
-    /// The pages that were on their way when it was sent first, once it was.
-    fills: Option<PendingFills>,
+    told: Option<u64>,
+    times: u64,
+    /// The pages that were on their way before it was sent first.
+    fills: PendingFills,
+    /// It was sent.
+    is_sent: bool,
     /// Repetitions that did not count.
     stalls: u32,
 }
@@ -122,7 +126,7 @@ struct FlushAttempt {
 enum Kind {
     /// Purges that the node was never sent.
     New,
-    /// A flush that it owes, with what it was never sent.
+    /// A flush that is wanted of it, with what it was never sent.
     Flush,
     /// Purges that must be repeated before they count.
     Repeat,
@@ -192,9 +196,9 @@ impl Task {
         deliveries.begin_cache(&node, remembered);
         if matches!(remembered, CursorState::CacheRestarted) && deliveries.has_other_origins() {
             // There is little in it, and nobody knows from whom: then it counts as sealed.
-            state.owed_flush.owe();
+            state.wanted_flush.want();
         }
-        deliveries.begin_reliance(&node, &state.owed_flush);
+        deliveries.begin_reliance(&node, &state.wanted_flush);
         let cursor = match remembered {
             CursorState::At(position) => Some(position),
             // A new cache has this name, and it is unknown since when it stores pages, and which purges went to the cache
@@ -294,6 +298,7 @@ impl Task {
             return Some(Work {
                 kind,
                 walk: if kind == Kind::Flush { walk.with_flush() } else { walk },
+                began: Instant::now(),
                 batch: None,
                 report: Report::default(),
                 folded: 0,
@@ -316,6 +321,7 @@ impl Task {
         Work {
             kind: Kind::Caught(number),
             walk: Walk::new(Some(at), at, Vec::new()),
+            began: Instant::now(),
             batch: Some(batch),
             report: Report::default(),
             folded: 0,
@@ -366,7 +372,7 @@ impl Task {
         tokio::select! {
             biased;
             range = due(unsure) => Some((Kind::Repeat, Some(range.after), range.last)),
-            () = self.state.owed_flush.due() => {
+            () = self.state.wanted_flush.due() => {
                 Some((Kind::Flush, self.known.then_some(self.sent), self.sources.journal.head()))
             }
             () = caught => Some((Kind::CAUGHT, Some(self.sent), self.sent)),
@@ -418,25 +424,33 @@ impl Task {
         };
         let fills = PendingFills::new(&*self.sources.journal, (after, last), is_shown, now);
         if relies {
-            self.deliveries.reliance.note(&self.node);
+            self.deliveries.note_told_once(&self.node, &self.state.wanted_flush);
         }
         fills
     }
 
-    /// Whether a page that was on its way to the node when a flush was sent that it owes is so still, or has only just arrived: then
-    /// it is too early to repeat it. Begins the flush if it was not sent yet.
+    /// Whether a page that was on its way to the node when the flush was sent that is wanted of it is so still, or has only just
+    /// arrived: then it is too early to send it again. Begins the flush if it was not sent yet.
     fn flush_waits_for_pages(&mut self) -> bool {
-        let seals = &self.node.live.seals;
-        let attempt = self.flush_attempt.get_or_insert_with(|| FlushAttempt {
-            doubts: seals.doubts(),
-            told: self.deliveries.reliance.told(&self.node),
-            fills: None,
-            stalls: 0,
-        });
-        let Some(fills) = &mut attempt.fills else { return false };
+        let now = Instant::now();
         let (guard, fleet) = (&self.sources.guard, self.deliveries.context.fleet.load());
-        let again = fills.look(guard, self.sources.address.ip(), &fleet, Instant::now());
-        again.inspect(|again| self.state.owed_flush.postpone(*again)).is_some()
+        let address = self.sources.address.ip();
+        let Some(attempt) = self.flush_attempt.as_mut().filter(|attempt| attempt.is_sent) else {
+            let mut fills = PendingFills::of_pages_with_tags(now);
+            // What is on its way now may arrive between the flush and the next look.
+            _ = fills.look(guard, address, &fleet, now);
+            self.flush_attempt = Some(FlushAttempt {
+                doubts: self.node.live.seals.doubts(),
+                told: self.deliveries.relying.told(&self.node),
+                times: self.state.wanted_flush.times(),
+                fills,
+                is_sent: false,
+                stalls: 0,
+            });
+            return false;
+        };
+        let again = attempt.fills.look(guard, address, &fleet, now);
+        again.inspect(|again| self.state.wanted_flush.postpone(*again)).is_some()
     }
 
     /// Completes the current work. After a setback it continues where it was.
@@ -566,10 +580,10 @@ impl Task {
 
     /// Completes the first delivery of purges.
     fn finish_new(&mut self, work: Work) {
-        let Work { kind, walk, report, folded, flushes, doubts, .. } = work;
+        let Work { kind, walk, began, report, folded, flushes, doubts, .. } = work;
         let last = walk.last();
         self.state.remember(last, report.invalidated, self.deliveries.expected());
-        let repeat = self.repeats_at(last, report.stood_still);
+        let repeat = self.repeats_at(last, began, report.stood_still);
         self.deliveries.context.metrics.purge.tags_folded.inc_by(folded);
         if flushes > 0 {
             let node = self.node.id();
@@ -596,15 +610,13 @@ impl Task {
         }
     }
 
-    /// Completes a flush that the node owed, with the purges that went with it. It counts if no page was on its way to the node
-    /// when it was sent first, or else when it was sent again after those have arrived.
+    /// Completes a flush that was wanted, with the purges that went with it. It counts if no page was on its way to the node when it
+    /// was sent first, or else when it was sent again after those have arrived.
     fn finish_flush(&mut self, work: Work) {
         let Some(mut attempt) = self.flush_attempt.take() else { return };
         let (node, now) = (Arc::clone(&self.node), Instant::now());
-        let seals = &node.live.seals;
-        let due = if attempt.fills.is_none() {
-            let fills = attempt.fills.insert(PendingFills::of_pages_with_tags(now));
-            self.due_for_pages(fills, work.report.stood_still, now)
+        let due = if !std::mem::replace(&mut attempt.is_sent, true) {
+            self.due_for_pages(&mut attempt.fills, (work.began, now), work.report.stood_still)
         } else if self.stood_still(&work, attempt.stalls) {
             attempt.stalls += 1;
             Some(now + AFTER_STALL)
@@ -612,42 +624,46 @@ impl Task {
             None
         };
         self.finish_new(work);
-        let is_overtaken = seals.returned() == ReturnsSeals::Yes && seals.doubts() != attempt.doubts;
-        match due {
-            Some(due) => {
-                self.state.owed_flush.postpone(due);
-                self.flush_attempt = Some(attempt);
-            }
-            None if is_overtaken || !self.deliveries.is_flush_enough(&node, attempt.told) => {
-                self.state.owed_flush.postpone(now);
-            }
-            None => {
-                self.deliveries.record_emptied(&node, attempt.doubts);
-                self.deliveries.settle_flush(&node, &self.state.owed_flush, attempt.told);
-            }
+        if let Some(due) = due {
+            self.state.wanted_flush.postpone(due);
+            self.flush_attempt = Some(attempt);
+            return;
+        }
+        self.deliveries.record_emptied(&node, attempt.doubts);
+        let wanted = &self.state.wanted_flush;
+        if !self.deliveries.settle_flush(&node, wanted, (attempt.times, attempt.told)) {
+            // One that is wanted again is sent again; one that says nothing has to wait until somebody changes a VCL.
+            wanted.postpone(if wanted.times() == attempt.times { now + PAUSE_REFUSED } else { now });
         }
     }
 
     /// When the bans that were just sent, up to `last`, are due once more before they count; `None` if they count already.
-    /// `stood_still`: the node was stopped while they were sent.
-    fn repeats_at(&mut self, last: Position, stood_still: bool) -> Option<Instant> {
+    /// Sending them `began` then; `stood_still`: the node was stopped meanwhile.
+    fn repeats_at(&mut self, last: Position, began: Instant, stood_still: bool) -> Option<Instant> {
         let now = Instant::now();
         // Positions are acknowledged in order: while an earlier range awaits redelivery, later ones cannot be acknowledged,
         // so they are repeated with it.
         let behind_others = self.unsure.first().map(|_| now);
         if self.is_sealed_after_sent() {
-            self.deliveries.reliance.note(&self.node);
+            if last > self.sent {
+                self.deliveries.note_told_once(&self.node, &self.state.wanted_flush);
+            }
             return behind_others;
         }
         let mut fills = self.pending_fills(self.sent, last, now);
-        let due = self.due_for_pages(&mut fills, stood_still, now);
+        let due = self.due_for_pages(&mut fills, (began, now), stood_still);
         self.saw_fills |= fills.are_under_way();
         due.or(behind_others)
     }
 
-    /// When what was just sent is due once more, for pages that may have been on their way to the node; `None` if there were none.
-    /// `stood_still`: the node was stopped while it was sent.
-    fn due_for_pages(&self, fills: &mut PendingFills, stood_still: bool, now: Instant) -> Option<Instant> {
+    /// When what was sent since `began`, until `now`, is due once more, for pages that may have been on their way to the node;
+    /// `None` if there were none. `stood_still`: the node was stopped while it was sent.
+    fn due_for_pages(
+        &self,
+        fills: &mut PendingFills,
+        (began, now): (Instant, Instant),
+        stood_still: bool,
+    ) -> Option<Instant> {
         let DeliveryContext { fleet, started, .. } = &self.deliveries.context;
         let Sources { guard, address, .. } = &self.sources;
         let under_way = fills.look(guard, address.ip(), &fleet.load(), now);
@@ -656,7 +672,9 @@ impl Task {
         }
         // Pages that passed before this process started are unknown, so its start counts as such a time.
         let passed = fills.passed.map_or(Duration::ZERO, |at| at.saturating_duration_since(*started));
-        if passed >= self.node.live.life_signs.taken_in() {
+        // What arrived while bans were sent may have come behind the first of them, whatever the node has taken in since.
+        let had_landed = self.node.live.life_signs.taken_in().min(began.saturating_duration_since(*started));
+        if passed >= had_landed {
             return Some(now + FILL_LATENCY);
         }
         under_way

@@ -113,6 +113,7 @@ impl Rig {
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace,
             sealed,
+            has_trials: true,
             started: long_ago(),
         };
         let deliveries = Arc::new(Deliveries::new(context));

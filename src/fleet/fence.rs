@@ -52,7 +52,7 @@ impl Fence {
 
     /// Whether this Varnish may serve.
     pub fn admits(&self, node: &Live) -> bool {
-        node.cursor() >= self.required_of(node) && !node.owes_flush()
+        node.cursor() >= self.required_of(node) && !node.must_be_flushed()
     }
 
     /// Whether this Varnish has every purge that was answered as done.
@@ -64,7 +64,7 @@ impl Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::SealsShown;
+    use crate::fleet::{Reliance, SealsShown};
 
     #[test]
     fn a_node_is_behind_until_its_cursor_reaches_what_was_answered() {
@@ -94,13 +94,24 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_owes_a_flush_does_not_serve_whatever_it_has() {
+    fn a_cache_that_relies_on_seals_serves_only_while_its_node_is_known_to_return_them() {
         let (fence, node) = (Fence::at(3), Live::default());
         node.set_cursor(3);
-        node.set_owes_flush(true);
-        assert!(!fence.admits(&node) && fence.is_current(&node));
-        node.set_owes_flush(false);
-        assert!(fence.admits(&node));
+        for (reliance, [unknown, returns, returns_none]) in [
+            (Reliance::No, [true, true, true]),
+            (Reliance::OnSeals, [false, true, false]),
+            (Reliance::Unjudged, [false, false, false]),
+        ] {
+            let node = Live::default();
+            node.set_cursor(3);
+            node.set_reliance(reliance);
+            assert_eq!(fence.admits(&node), unknown, "{reliance:?}");
+            node.seals.record_trial(SealsShown::Returned);
+            assert_eq!(fence.admits(&node), returns, "{reliance:?}");
+            node.seals.record_trial(SealsShown::NotReturned);
+            assert_eq!(fence.admits(&node), returns_none, "{reliance:?}");
+            assert!(fence.is_current(&node));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, NodeOverride, SealStanding, SendProxy, VarnishSettings};
+use super::{LifeSigns, NodeOverride, ReturnsSeals, SealStanding, SendProxy, VarnishSettings};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -268,6 +268,19 @@ impl Node {
 /// The share of a node with its full traffic, and the unit of shares.
 pub const WHOLE_SHARE: u32 = 256;
 
+/// Whether only seals keep something in a cache from readers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reliance {
+    /// No: every purge was told to it in a way that finds every page.
+    #[default]
+    No,
+    /// Yes, and its answers are judged by them.
+    OnSeals,
+    /// Yes, and this process judges none.
+    Unjudged,
+}
+
 /// Counters of a node that change with every request and purge.
 #[derive(Debug, Default)]
 pub struct Live {
@@ -277,8 +290,8 @@ pub struct Live {
     down: AtomicBool,
     /// How much of it counts: one more than the position; 0 means all.
     recalled: AtomicU64,
-    /// It must not serve before a flush.
-    owes_flush: AtomicBool,
+    /// A [`Reliance`].
+    reliance: AtomicU8,
     /// Its answers have raised a question that a trial answers.
     is_questioned: AtomicBool,
     /// When it was seen to run.
@@ -357,14 +370,22 @@ impl Live {
         self.recalled.store(position.map_or(0, |position| position + 1), Ordering::SeqCst);
     }
 
-    /// Whether it must be flushed before it serves, whatever it has acknowledged.
-    pub fn owes_flush(&self) -> bool {
-        self.owes_flush.load(Ordering::SeqCst)
+    /// Whether its cache relies on seals.
+    pub fn relies_on_seals(&self) -> bool {
+        self.reliance.load(Ordering::SeqCst) != Reliance::No as u8
     }
 
-    /// Records that. Only its delivery calls this.
-    pub fn set_owes_flush(&self, owes: bool) {
-        self.owes_flush.store(owes, Ordering::SeqCst);
+    /// Whether it must be flushed before it serves, whatever it has acknowledged: its cache relies on seals, and it is not known to
+    /// return them.
+    pub fn must_be_flushed(&self) -> bool {
+        let reliance = self.reliance.load(Ordering::SeqCst);
+        reliance == Reliance::Unjudged as u8
+            || reliance == Reliance::OnSeals as u8 && self.seals.returned() != ReturnsSeals::Yes
+    }
+
+    /// Records whether its cache relies on seals. Only its delivery calls this.
+    pub fn set_reliance(&self, reliance: Reliance) {
+        self.reliance.store(reliance as u8, Ordering::SeqCst);
     }
 
     /// Records that its answers leave in doubt whether it returns seals. Returns whether that is new since its last trial began.

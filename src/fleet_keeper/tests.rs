@@ -37,6 +37,7 @@ fn rig(panic_threshold: f64) -> Rig {
         fence: Arc::new(Fence::default()),
         fleet: Arc::clone(&fleet),
         sealed: None,
+        has_trials: true,
         metrics: Arc::clone(&metrics),
     };
     let deliveries = Arc::new(Deliveries::new(context));

@@ -313,6 +313,11 @@ impl Journal for Etcd {
         }
     }
 
+    /// If we or another replica has found so.
+    fn relies_on_seals(&self, node: &NodeId, epoch: Option<&str>) -> bool {
+        self.inner.local.relies_on_seals(node, epoch) || self.inner.published.relies_on_seals(node, epoch)
+    }
+
     fn save_cursors(&self, cursors: Vec<(NodeId, Cursor)>) -> BoxFuture<'_, Result<(), WriteError>> {
         self.inner.published.offer(&cursors);
         self.inner.local.save_cursors(cursors)

@@ -5,9 +5,10 @@
 //! is sent to the client. A stale answer is discarded; [`super::second_look`] decides what happens next.
 //!
 //! An answer without a seal was stored before answers were sealed, comes from a VCL that drops the field, or is
-//! Varnish's own. It passes if its cache, when it was asked, had acknowledged every purge that the reader remembers:
-//! the fence has then kept the promise. So does an error (5xx, 405), which is not a page. From a cache that lacks such
-//! a purge, it counts as stale.
+//! Varnish's own. It passes if its cache, when it was asked, had acknowledged every purge that the reader remembers, and
+//! need not be [flushed](crate::fleet::Live::must_be_flushed): the fence has then kept the promise. So does an error (5xx,
+//! 405), which is not a page. From a cache that lacks such a purge, it counts as stale. A page without a seal of a cache
+//! that relies on them has its node tried: its VCL may have begun to drop them.
 
 use std::fmt;
 use std::pin::Pin;
@@ -79,10 +80,11 @@ impl Freshness {
         let Some(seal) = answer.seal().and_then(|seal| self.purged.read(seal)) else {
             checks.count(SealVerdict::Unsealed);
             metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
-            if is_sealing && answer.status == 200 && node.live.question() {
+            if answer.status == 200 && node.live.relies_on_seals() && node.live.question() {
                 self.refresh.try_seals(node.id());
             }
-            let passes = asked_at >= known || !is_sealing || answer.status == 405 || answer.status >= 500;
+            let is_admitted = (asked_at >= known || !is_sealing) && !node.live.must_be_flushed();
+            let passes = is_admitted || answer.status == 405 || answer.status >= 500;
             return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
         };
         let Judgement::Stale(because) = self.purged.judge(&seal, request.target(), known) else {

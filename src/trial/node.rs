@@ -62,11 +62,14 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
         node.live.trial_begins();
         let TrialVerdict { state, finding, seals } = try_node(&trials, &node, &settings).await;
         unsaid = if seals.is_some() { 0 } else { unsaid.saturating_add(1) };
-        if let Some(seals) = seals {
-            trials.record_seals(&node, seals);
-            questions = if seals == SealsShown::Returned { questions } else { 0 };
+        // First: a flush of a node that carries no purges out proves nothing.
+        let state = trials.publish(&node, state, &finding);
+        match seals {
+            Some(seals) => trials.record_seals(&node, seals),
+            None => trials.record_nothing_of_seals(&node),
         }
-        let pause = match trials.publish(&node, state, &finding) {
+        questions = if matches!(seals, None | Some(SealsShown::Returned)) { questions } else { 0 };
+        let pause = match state {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
             TrialState::Passed | TrialState::Untried if unsaid > 0 => AGAIN_UNSAID.bound(unsaid),

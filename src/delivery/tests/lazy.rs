@@ -11,7 +11,12 @@ use crate::seal::{Lineage, Name, PastNames, PurgedNames, Run, StaleBecause, Stal
 
 /// A node that returns seals, and for which purges gather for longer than a test takes.
 pub(super) async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
-    let rig = untried(pace, journal).await;
+    sealing_at(obedient(&[]).await, pace, journal)
+}
+
+/// The same at a node of the test.
+pub(super) fn sealing_at(node: (SocketAddr, Told), pace: Pace, journal: Arc<dyn Journal>) -> Rig {
+    let rig = untried_at(node, pace, journal);
     rig.node.live.seals.record_trial(SealsShown::Returned);
     rig.node.live.seals.record_emptied(rig.node.live.seals.doubts());
     rig
@@ -19,10 +24,14 @@ pub(super) async fn sealing(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
 
 /// A node of which it is not known whether it returns seals, beside a clearcoat that judges them.
 pub(super) async fn untried(pace: Pace, journal: Arc<dyn Journal>) -> Rig {
+    untried_at(obedient(&[]).await, pace, journal)
+}
+
+fn untried_at(node: (SocketAddr, Told), pace: Pace, journal: Arc<dyn Journal>) -> Rig {
     let purged = PurgedNames::new(Lineage::new(1, Run(1), Vec::new()), 100, &PastNames::default());
     let sealed = Arc::new(SealedPurges::new(Arc::new(purged), Duration::from_secs(600), false));
     let guard = Arc::new(Guard::new(long_ago()));
-    Rig::of(obedient(&[]).await, pace, journal, (guard, Some(sealed)), None)
+    Rig::of(node, pace, journal, (guard, Some(sealed)), None)
 }
 
 pub(super) fn memory() -> Memory {

@@ -1,8 +1,8 @@
 //! Caches that rely on seals, when seals cease.
 
-use super::lazy::{memory, sealing, untried};
+use super::lazy::{memory, sealing, sealing_at, untried};
 use super::*;
-use crate::fleet::{ReturnsSeals, SealsShown};
+use crate::fleet::{ReturnsSeals, SealsShown, TrialState};
 
 /// A flush in the form of these nodes.
 const FLUSH: &str = "X-Clearcoat-Flush";
@@ -28,7 +28,12 @@ async fn until_it_may_serve(rig: &Rig) {
 
 /// A node that was told a purge of this tag once.
 async fn relying(journal: Arc<dyn Journal>) -> Rig {
-    let rig = sealing(CALM, journal).await;
+    relying_at(obedient(&[]).await, journal).await
+}
+
+/// The same at a node of the test.
+async fn relying_at(node: (SocketAddr, Told), journal: Arc<dyn Journal>) -> Rig {
+    let rig = sealing_at(node, CALM, journal);
     rig.ran(&[400, 200]);
     let position = rig.append("old").await;
     rig.deliveries.nodes.get(rig.node.id()).unwrap().state.hurry(position);
@@ -70,24 +75,60 @@ async fn a_cache_that_was_told_nothing_once_is_not_flushed_when_seals_cease() {
 
 #[tokio::test]
 async fn a_process_that_finds_no_seals_flushes_what_an_earlier_one_told_once() {
-    for judges in [true, false] {
+    // It says that seals are returned, that they are not, or nothing; or this process judges none.
+    let verdicts = [Some(Some(SealsShown::Returned)), Some(Some(SealsShown::NotReturned)), Some(None), None];
+    for verdict in verdicts {
         let journal: Arc<dyn Journal> = Arc::new(memory());
         let earlier = relying(Arc::clone(&journal)).await;
         journal.save_cursors(earlier.deliveries.cursors()).await.unwrap();
-        let later = if judges {
-            untried(CALM, Arc::clone(&journal)).await
-        } else {
-            Rig::with(CALM, Arc::clone(&journal), Arc::new(Guard::new(long_ago())), None).await
+        let later = match verdict {
+            Some(_) => untried(CALM, Arc::clone(&journal)).await,
+            None => Rig::with(CALM, Arc::clone(&journal), Arc::new(Guard::new(long_ago())), None).await,
         };
-        if judges {
-            later.until_at(journal.head()).await;
-            assert!(may_serve(&later) && later.told(FLUSH).is_empty());
-            shown(&later, SealsShown::NotReturned);
+        assert!(!may_serve(&later), "before there is a verdict");
+        match verdict {
+            Some(Some(seals)) => {
+                later.until_at(journal.head()).await;
+                assert!(later.told(FLUSH).is_empty());
+                shown(&later, seals);
+            }
+            Some(None) => later.deliveries.flush_unjudged(later.node.id()),
+            None => {}
         }
-        assert!(!may_serve(&later));
         until_it_may_serve(&later).await;
-        assert!(!later.told(FLUSH).is_empty());
+        assert_eq!(later.told(FLUSH).is_empty(), verdict == Some(Some(SealsShown::Returned)), "{verdict:?}");
     }
+}
+
+#[tokio::test]
+async fn a_flush_of_a_node_that_carries_no_purges_out_does_not_count() {
+    let rig = relying(Arc::new(memory())).await;
+    rig.node.live.set_trial(TrialState::Failed);
+    shown(&rig, SealsShown::NotPurged);
+    rig.until_told(FLUSH, 1).await;
+    let position = rig.append("later").await;
+    rig.deliveries.unseal(position);
+    rig.until_at(position).await;
+    assert!(!may_serve(&rig) && rig.deliveries.cursors()[0].1.relies_on_seals);
+    // Somebody has mended its VCL.
+    rig.node.live.set_trial(TrialState::Passed);
+    shown(&rig, SealsShown::NotReturned);
+    until_it_may_serve(&rig).await;
+    assert!(!rig.deliveries.cursors()[0].1.relies_on_seals);
+}
+
+#[tokio::test]
+async fn a_page_that_arrives_while_a_flush_is_sent_is_found_by_another() {
+    // The flush, which is the second that it is told, takes a while to be answered.
+    let rig = relying_at(obedient(&[0, 300]).await, Arc::new(memory())).await;
+    assert_eq!(rig.told.lock().len(), 1);
+    let page = rig.begin_page("old");
+    shown(&rig, SealsShown::NotReturned);
+    rig.until_told(FLUSH, 1).await;
+    page.taken(Instant::now());
+    rig.ran(&[0]);
+    until_it_may_serve(&rig).await;
+    assert_eq!(rig.told(FLUSH).len(), 2);
 }
 
 #[tokio::test]
@@ -101,6 +142,8 @@ async fn a_node_that_is_registered_anew_owes_its_flush_still() {
     rig.deliveries.start(&again, again.spec.varnish.as_ref().unwrap());
     let may_serve = || rig.deliveries.context.fence.admits(&again.live);
     assert!(!may_serve());
+    again.live.seals.record_trial(SealsShown::NotReturned);
+    rig.deliveries.distrust(again.id());
     page.taken(Instant::now());
     tokio::time::timeout(PATIENCE, rig.deliveries.progress.until(may_serve)).await.unwrap();
 }

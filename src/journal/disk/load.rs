@@ -184,7 +184,8 @@ impl Reader<'_> {
             };
             let relies_on_seals = match &relying {
                 Some(relying) => relying.get(node.value()).map_err(|error| self.failed(error))?.is_some(),
-                None => false,
+                // Before there was such a table.
+                None => is_sealed,
             };
             let node = NodeId::try_from(node.value()).map_err(|source| self.damaged(Damage::Cursor(source)))?;
             cursors.insert(node, SavedCursor { cursor: Cursor { position, epoch, is_sealed, relies_on_seals }, at_ms });

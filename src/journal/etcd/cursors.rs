@@ -38,6 +38,9 @@ struct CursorRecord {
     position: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     epoch: Option<Arc<str>>,
+    /// [`Cursor::relies_on_seals`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    relies_on_seals: bool,
     /// When it was written, in milliseconds since 1970.
     #[serde(rename = "at")]
     at_ms: u64,
@@ -69,6 +72,13 @@ impl Published {
             Some(record) if is_another_life(record.epoch.as_deref(), epoch) => CursorState::CacheRestarted,
             Some(record) => position(record.position).map_or(CursorState::Unknown, CursorState::At),
         }
+    }
+
+    /// Whether another replica wrote that the cache of this node, with this epoch, relies on seals.
+    pub(super) fn relies_on_seals(&self, node: &NodeId, epoch: Option<&str>) -> bool {
+        let read = self.read.lock();
+        let relies = |record: &CursorRecord| record.relies_on_seals && !is_another_life(record.epoch.as_deref(), epoch);
+        read.get(node).is_some_and(relies)
     }
 
     /// Replaces all cursors by those at this revision. Later cursors would refer to purges that are not known yet, and
@@ -128,13 +138,15 @@ fn changed(inner: &Inner, written: &HashMap<NodeId, CursorRecord>) -> Vec<(NodeI
     let now_ms = inner.local.now_ms();
     let offered = inner.published.offered.lock().clone();
     let position_map = inner.local.readable().position_map.lock();
-    let records = offered.into_iter().map(|(node, Cursor { position, epoch, .. })| {
-        (node, CursorRecord { position: position_map.covered(position), epoch, at_ms: now_ms })
+    let records = offered.into_iter().map(|(node, Cursor { position, epoch, relies_on_seals, .. })| {
+        let position = position_map.covered(position);
+        (node, CursorRecord { position, epoch, relies_on_seals, at_ms: now_ms })
     });
     let is_news = |(node, record): &(NodeId, CursorRecord)| {
         written.get(node).is_none_or(|before| {
             let old = u128::from(now_ms.saturating_sub(before.at_ms)) >= AGAIN.as_millis();
-            old || (before.position, &before.epoch) != (record.position, &record.epoch)
+            let content = |of: &CursorRecord| (of.position, of.epoch.clone(), of.relies_on_seals);
+            old || content(before) != content(record)
         })
     };
     records.filter(is_news).collect()

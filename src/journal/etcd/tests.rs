@@ -289,7 +289,7 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
     let rig = Rig::new(&member, Limits::default()).await;
     let first = rig.journal().append(purge("a")).await.unwrap();
     let second = rig.journal().append(purge("b")).await.unwrap();
-    let of_an_epoch = Cursor { epoch: Some("1".into()), ..Cursor::at(second) };
+    let of_an_epoch = Cursor { epoch: Some("1".into()), relies_on_seals: true, ..Cursor::at(second) };
     rig.journal()
         .save_cursors(vec![(node("behind"), Cursor::at(first)), (node("current"), of_an_epoch)])
         .await
@@ -316,6 +316,9 @@ async fn a_new_replica_starts_from_the_cursors_of_the_others() {
     assert_eq!(new.journal().remembered(&node("current"), Some("1")), CursorState::At(second));
     assert_eq!(new.journal().remembered(&node("current"), Some("2")), CursorState::CacheRestarted);
     assert_eq!(new.journal().remembered(&node("stranger"), None), CursorState::Unknown);
+    // What only seals keep from readers is known to one that was never there.
+    let relies = |id, epoch| new.journal().relies_on_seals(&node(id), Some(epoch));
+    assert_eq!([relies("current", "1"), relies("current", "2"), relies("behind", "1")], [true, false, false]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,7 +38,7 @@ pub(super) async fn tell(replicas: &Replicas, peer: &Peer) -> Infallible {
     loop {
         let now = seen.borrow_and_update().clone();
         let serial = now.serial;
-        // Before the first doubt there is nothing to say.
+        // Before anything was seen there is nothing to say.
         let answer =
             if serial == 0 { Ok(None) } else { peer.tell_caches(replicas, now).await.map(|said| said.seen_caches) };
         match answer {

@@ -60,6 +60,7 @@ impl Rig {
             slow_start: Arc::new(SlowStart::new(&HealthChecks::default())),
             pace: Pace { max_bans_per_second: None, longest_wait: Duration::ZERO, redelivery_delay: None },
             sealed: None,
+            has_trials: true,
             started: Instant::now(),
         }));
         let live = Arc::<Live>::default();

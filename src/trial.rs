@@ -108,7 +108,7 @@ impl Trials {
     /// Tries this node from now on, whenever [`Trials::wake`] says so, and now and then.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>, settings: &VarnishSettings) {
         let (wake, question) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let calls = node::Calls { wake: Arc::clone(&wake), question: Arc::clone(&question) };
+        let calls = node::TrialCalls { wake: Arc::clone(&wake), question: Arc::clone(&question) };
         let task = tokio::spawn(node::run(Arc::clone(self), Arc::clone(node), settings.clone(), calls));
         let running = Running { task, wake, question, node: Arc::clone(node), finding: "".into() };
         if let Some(before) = self.running().insert(node.id().clone(), running) {

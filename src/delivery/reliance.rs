@@ -74,12 +74,12 @@ fn is_of(cache: &RelyingCache, node: &Node) -> bool {
 /// A flush of a node that is wanted: its cache must not serve without, or becomes a sealed one by it.
 #[derive(Debug, Default)]
 pub(super) struct WantedFlush {
-    state: Mutex<Wanted>,
+    state: Mutex<FlushDue>,
     ring: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Wanted {
+struct FlushDue {
     /// When it is to be sent.
     due: Option<Instant>,
     /// How often it was wanted.

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_relies_on_seals_serves_only_while_its_node_is_known_to_return_them() {
+    fn a_cache_that_relies_on_seals_serves_only_while_they_are_returned() {
         let (fence, node) = (Fence::at(3), Live::default());
         node.set_cursor(3);
         for (reliance, [unknown, returns, returns_none]) in [

@@ -46,7 +46,7 @@ const AGAIN_UNSAID: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
 const AFTER_QUESTION: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
 
 /// What calls for a trial.
-pub(super) struct Calls {
+pub(super) struct TrialCalls {
     /// The node has come up.
     pub(super) wake: Arc<Notify>,
     /// Its answers leave in doubt whether it returns seals.
@@ -54,8 +54,8 @@ pub(super) struct Calls {
 }
 
 /// Tries a node whenever it is woken, when its answers ask for that, and now and then.
-pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, calls: Calls) {
-    let Calls { wake, question } = calls;
+pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishSettings, calls: TrialCalls) {
+    let TrialCalls { wake, question } = calls;
     wake.notified().await;
     let (mut unsaid, mut questions) = (0_u32, 0_u32);
     loop {

@@ -78,8 +78,13 @@ pub(super) fn cache_of(request: &Request, node: Option<&Node>) -> Option<CacheRe
     if is_cache { cache_result(request.head.method, &request.response) } else { None }
 }
 
-/// Writes the line of a request that has ended. `node` answered it, or failed last.
-pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&Node>, total: Duration) {
+/// Writes the line of a request that has ended. `node` answered it, or failed last; `cache`: how it came by the answer.
+pub(super) fn write_line(
+    client: &Client,
+    request: &mut Request,
+    (node, cache): (Option<&Node>, Option<CacheResult>),
+    total: Duration,
+) {
     let Some(access) = client.worker.access() else { return };
     name(client, request);
     let Request { head, trace, status, began, .. } = &*request;
@@ -113,7 +118,7 @@ pub(super) fn write_line(client: &Client, request: &mut Request, node: Option<&N
         bytes_up: request.bytes_read(),
         node: node.map(|node| node.id().as_str()),
         tries: trace.tries,
-        cache: cache_of(request, node).map(CacheResult::as_str),
+        cache: cache.map(CacheResult::as_str),
         queue: has_node.then_some(turned_to),
         connect: (trace.phase >= RequestPhase::Headers).then_some(trace.connected),
         first_byte,

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::access;
 use super::attempt::{FailedAttempt, Terms, attempt};
-use super::cache_result::cache_result;
 use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::Phase;
 use super::failure::Failure;
@@ -63,6 +62,8 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     let listener = worker.shared.metrics.listener(role);
     let took = request.began.elapsed();
     listener.record_end(took, request.bytes_read(), request.trace.sent);
+    let node = answered.or(nodes.failed.as_deref());
+    let cache = access::cache_of(request, node);
     match (answered, request.status) {
         (Some(node), Some(status)) if node.spec.role() == role => {
             if role == Role::Varnish {
@@ -71,9 +72,7 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
             }
             let metrics = worker.pools.metrics(node);
             metrics.record_answer(status, took);
-            if let Some(varnish) = &metrics.varnish
-                && let Some(result) = cache_result(request.head.method, &request.response)
-            {
+            if let (Some(varnish), Some(result)) = (&metrics.varnish, cache) {
                 varnish.record_cache_result(result);
             }
         }
@@ -85,8 +84,7 @@ fn finish(client: &Client, request: &mut Request, nodes: &Nodes) {
     if let Some(reason) = request.trace.reason() {
         listener.record_failure(reason);
     }
-    let node = answered.or(nodes.failed.as_deref());
-    access::write_line(client, request, node, took);
+    access::write_line(client, request, (node, cache), took);
     spans::finish(client, request, node, took);
 }
 

@@ -205,7 +205,8 @@ fn push_number(out: &mut Vec<u8>, number: u64) {
 /// Milliseconds with three decimals, or `null`.
 fn push_millis(out: &mut Vec<u8>, time: Option<Duration>) {
     let Some(time) = time else { return out.extend_from_slice(b"null") };
-    let micros = time.as_micros() as u64;
+    // Not `as_micros`, which divides 128 bits.
+    let micros = time.as_secs() * 1_000_000 + u64::from(time.subsec_micros());
     push_number(out, micros / 1000);
     out.push(b'.');
     push_three_digits(out, micros % 1000);

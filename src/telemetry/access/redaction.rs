@@ -13,6 +13,8 @@ const INSTEAD: &[u8] = b"***";
 #[derive(Clone, Debug, Default)]
 pub struct Redaction {
     names: Vec<SecretName>,
+    /// The first bytes of names, in either case, as bits: most parameters have none of these, and cost no comparison.
+    first_bytes: [u64; 4],
 }
 
 #[derive(Clone, Debug)]
@@ -37,25 +39,55 @@ impl Redaction {
             let prefix = name.strip_suffix('*');
             SecretName { text: as_php(prefix.unwrap_or(name).as_bytes()).into(), is_prefix: prefix.is_some() }
         };
-        Redaction { names: names.into_iter().map(secret).collect() }
+        let names: Vec<SecretName> = names.into_iter().map(secret).collect();
+        let mut first_bytes = [0; 4];
+        for secret in &names {
+            match secret.text.first() {
+                Some(byte) => [byte.to_ascii_lowercase(), byte.to_ascii_uppercase()]
+                    .iter()
+                    .for_each(|byte| first_bytes[usize::from(byte >> 6)] |= 1 << (byte & 63)),
+                // `*`: every name.
+                None => first_bytes = [u64::MAX; 4],
+            }
+        }
+        Redaction { names, first_bytes }
+    }
+
+    /// Whether a name may be that of a secret, by its first byte. What PHP drops or decodes there says nothing, nor what it takes for a
+    /// name within a name.
+    fn may_have(&self, name: &[u8]) -> bool {
+        match name.first() {
+            Some(byte) if byte.is_ascii_alphanumeric() => {
+                self.first_bytes[usize::from(byte >> 6)] & 1 << (byte & 63) != 0
+                    || memchr::memchr2(b'[', b'%', name).is_some()
+            }
+            _ => true,
+        }
     }
 
     /// Appends a request target, with what is secret replaced.
     pub(super) fn push_target(&self, out: &mut Vec<u8>, target: &[u8]) {
         let Some(mark) = memchr::memchr(b'?', target) else { return out.extend_from_slice(target) };
         out.extend_from_slice(&target[..mark]);
-        let mut separator = b'?';
-        for parameter in target[mark + 1..].split(|&byte| byte == b'&') {
-            out.push(separator);
-            separator = b'&';
-            match memchr::memchr(b'=', parameter) {
-                Some(equals) if self.has(&parameter[..equals]) => {
-                    out.extend_from_slice(&parameter[..=equals]);
-                    out.extend_from_slice(INSTEAD);
-                }
-                _ => out.extend_from_slice(parameter),
+        // What was copied so far; a query without secrets is copied at once.
+        let (mut copied, mut at) = (mark, mark + 1);
+        loop {
+            let end = memchr::memchr(b'&', &target[at..]).map_or(target.len(), |length| at + length);
+            let parameter = &target[at..end];
+            if let Some(equals) = memchr::memchr(b'=', parameter)
+                && self.may_have(&parameter[..equals])
+                && self.has(&parameter[..equals])
+            {
+                out.extend_from_slice(&target[copied..=at + equals]);
+                out.extend_from_slice(INSTEAD);
+                copied = end;
             }
+            if end == target.len() {
+                break;
+            }
+            at = end + 1;
         }
+        out.extend_from_slice(&target[copied..]);
     }
 
     fn has(&self, name: &[u8]) -> bool {

@@ -17,8 +17,8 @@ use std::time::Duration;
 use super::headers::{self, Carrier};
 use super::node::{NodeFacts, is_host_port};
 use super::{
-    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Kubernetes, Limits, Log, ProxyProtocol, RegistryKind, ServerUrl, StaticNode,
-    Token, Traces, WebChecks,
+    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Kubernetes, Limits, Log, ProxyProtocol, RegistryKind, ServerUrl,
+    StaticNode, Token, Traces, WebChecks,
 };
 use crate::fleet::Role;
 use crate::purge::may_purge;

@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn an_endpoint_without_a_path_has_the_one_of_otlp() {
-        let shown = |text| MaybeEndpoint::from_text(text).and_then(|MaybeEndpoint(endpoint)| Some(endpoint?.to_string()));
+        let shown =
+            |text| MaybeEndpoint::from_text(text).and_then(|MaybeEndpoint(endpoint)| Some(endpoint?.to_string()));
         assert_eq!(shown("http://collector:4318").as_deref(), Some("http://collector:4318/v1/traces"));
         assert_eq!(shown("https://otlp.example/otlp").as_deref(), Some("https://otlp.example/otlp"));
         assert_eq!(shown("grpc://collector:4317"), None);

@@ -18,7 +18,11 @@ impl Kubernetes {
         let reason = "web or varnish must hold a service when registry.kind is kubernetes";
         require(has_services || !is_used, "", reason);
         let is_namespace = self.namespace.as_deref().is_none_or(is_label);
-        require(is_namespace, ".namespace", "must be empty or a namespace: lower case letters, digits and - such as shop");
+        require(
+            is_namespace,
+            ".namespace",
+            "must be empty or a namespace: lower case letters, digits and - such as shop",
+        );
         for (role, services) in [("web", &self.web), ("varnish", &self.varnish)] {
             let mut named = HashSet::new();
             for (index, service) in services.iter().enumerate() {

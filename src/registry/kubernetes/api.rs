@@ -54,6 +54,8 @@ pub(super) enum ApiError {
     Http(#[from] hyper::Error),
     #[error("no answer within {} s", PATIENCE.as_secs())]
     Late,
+    #[error("the watch was cut: {0}")]
+    Cut(hyper::Error),
     #[error("the answer did not come to its end: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error("the answer cannot be read: {0}")]

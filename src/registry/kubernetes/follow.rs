@@ -186,7 +186,7 @@ impl ServiceFollower {
         loop {
             let frame = timeout_at(until, body.frame()).await.map_err(|_| ApiError::Silent)?;
             let Some(frame) = frame else { return Ok(lines) };
-            let Ok(data) = frame.map_err(ApiError::Http)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(ApiError::Cut)?.into_data() else { continue };
             for piece in data.split_inclusive(|&byte| byte == b'\n') {
                 line.extend_from_slice(piece);
                 if line.len() > MAX_LINE {

@@ -217,7 +217,8 @@ fn port_of(ports: &[EndpointPort], wanted: &ServicePort) -> Result<u16, String> 
         // A service without ports, and a port without a number, is for any.
         ServicePort::Number(number) => {
             let is_there = tcp.is_empty() || tcp.iter().any(|port| port.port.is_none_or(|port| port == *number));
-            let reason = || format!("its pods have no TCP port {number}, only {}: a number is that of the pods", listed());
+            let reason =
+                || format!("its pods have no TCP port {number}, only {}: a number is that of the pods", listed());
             is_there.then_some(*number).ok_or_else(reason)
         }
     }
@@ -294,10 +295,7 @@ impl PodFleet {
     }
 
     /// The pods of all services: each name and each address once in its role.
-    fn merged<'s>(
-        &mut self,
-        services: impl Iterator<Item = (&'s str, &'s ServicePods)>,
-    ) -> BTreeMap<NodeKey, Pod> {
+    fn merged<'s>(&mut self, services: impl Iterator<Item = (&'s str, &'s ServicePods)>) -> BTreeMap<NodeKey, Pod> {
         let mut now: BTreeMap<NodeKey, Pod> = BTreeMap::new();
         let mut collisions = BTreeSet::new();
         for (service, pods) in services {

@@ -77,10 +77,9 @@ mod tests {
         assert_eq!(serde_json::to_string(&saved).unwrap(), text);
         let services = saved.into_services();
         let pod = &services["varnish shop/varnish"][0];
-        assert_eq!((pod.terminating, pod.spec.id.as_str(), pod.spec.epoch().map(|epoch| &**epoch)), (
-            false,
-            "varnish-0",
-            Some("uid")
-        ));
+        assert_eq!(
+            (pod.terminating, pod.spec.id.as_str(), pod.spec.epoch().map(|epoch| &**epoch)),
+            (false, "varnish-0", Some("uid"))
+        );
     }
 }

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 /// A slice with these endpoints, as the API server writes it.
-fn slice(name: &str, family: &str, endpoints: serde_json::Value) -> EndpointSlice {
+fn slice(name: &str, family: &str, endpoints: &[serde_json::Value]) -> EndpointSlice {
     let slice = json!({
         "metadata": { "name": name, "resourceVersion": "1" },
         "addressType": family,
@@ -45,8 +45,8 @@ impl Rig {
 
     /// Takes one slice with these pods instead of the one before, and returns what is told.
     fn put(&mut self, pods: &[(&str, &str, Conditions)]) -> Vec<String> {
-        let pods = pods.iter().map(|(name, address, conditions)| pod(name, address, *conditions)).collect();
-        self.service.put(slice("s", "IPv4", pods));
+        let pods = pods.iter().map(|(name, address, conditions)| pod(name, address, *conditions)).collect::<Vec<_>>();
+        self.service.put(slice("s", "IPv4", &pods));
         self.told()
     }
 
@@ -72,7 +72,10 @@ fn a_pod_is_a_node_with_its_name_its_zone_and_its_machine() {
     assert_eq!(rig.put(&[("varnish-0", "10.0.0.1", READY)]), ["varnish-0 10.0.0.1:6081 1"]);
     let spec = &rig.service.pods().next().unwrap().spec;
     assert_eq!((spec.role(), spec.source, spec.zone.as_deref()), (Role::Varnish, NodeSource::Kubernetes, Some("a")));
-    assert_eq!((spec.epoch().map(|epoch| &**epoch), spec.labels["node"].as_str()), (Some("uid-of-varnish-0"), "machine-1"));
+    assert_eq!(
+        (spec.epoch().map(|epoch| &**epoch), spec.labels["node"].as_str()),
+        (Some("uid-of-varnish-0"), "machine-1")
+    );
     // A cache that may be on a volume has no epoch.
     rig.service.with_epoch = false;
     rig.service.settle();
@@ -88,10 +91,10 @@ fn who_is_not_ready_or_ends_gets_no_traffic_and_stays_a_node() {
     assert_eq!(rig.put(&[("a", "10.0.0.1", ENDED), ("b", "10.0.0.2", READY)]), Vec::<String>::new());
     assert_eq!(rig.put(&[("b", "10.0.0.2", READY)]), ["a left"]);
     // With publishNotReadyAddresses `ready` stays true to the end.
-    assert_eq!(rig.put(&[("b", "10.0.0.2", [true, true, true]), ("c", "10.0.0.3", READY)]), [
-        "b 10.0.0.2:6081 0",
-        "c 10.0.0.3:6081 1"
-    ]);
+    assert_eq!(
+        rig.put(&[("b", "10.0.0.2", [true, true, true]), ("c", "10.0.0.3", READY)]),
+        ["b 10.0.0.2:6081 0", "c 10.0.0.3:6081 1"]
+    );
 }
 
 #[test]
@@ -137,27 +140,25 @@ fn an_address_that_another_pod_has_by_now_is_nobody_elses() {
     assert_eq!(rig.put(&[("b", "10.0.0.2", READY)]), ["a vanished"]);
     assert_eq!(rig.put(&[("b", "10.0.0.2", READY), ("c", "10.0.0.1", READY)]), ["c 10.0.0.1:6081 1", "a left"]);
     // At the same time.
-    assert_eq!(rig.put(&[("b", "10.0.0.2", READY), ("d", "10.0.0.1", READY)]), [
-        "d 10.0.0.1:6081 1",
-        "c 10.0.0.1:6081 0",
-        "c left"
-    ]);
+    assert_eq!(
+        rig.put(&[("b", "10.0.0.2", READY), ("d", "10.0.0.1", READY)]),
+        ["d 10.0.0.1:6081 1", "c 10.0.0.1:6081 0", "c left"]
+    );
     // And while the one that ends is still listed (kubernetes/kubernetes#135266), whatever their names.
     for (ending, new) in [("d", "e"), ("e", "a")] {
         let told = rig.put(&[("b", "10.0.0.2", READY), (ending, "10.0.0.1", ENDING), (new, "10.0.0.1", READY)]);
-        assert_eq!(told, [
-            format!("{new} 10.0.0.1:6081 1"),
-            format!("{ending} 10.0.0.1:6081 0"),
-            format!("{ending} left")
-        ]);
+        assert_eq!(
+            told,
+            [format!("{new} 10.0.0.1:6081 1"), format!("{ending} 10.0.0.1:6081 0"), format!("{ending} left")]
+        );
     }
 }
 
 #[test]
 fn a_pod_of_two_families_is_one_node_and_keeps_the_address_in_use() {
     let mut rig = Rig::new(Role::Web);
-    let six = |conditions| slice("six", "IPv6", vec![pod("a", "2001:db8::1", conditions)].into());
-    let four = |conditions| slice("four", "IPv4", vec![pod("a", "10.0.0.1", conditions)].into());
+    let six = |conditions| slice("six", "IPv6", &[pod("a", "2001:db8::1", conditions)]);
+    let four = |conditions| slice("four", "IPv4", &[pod("a", "10.0.0.1", conditions)]);
     rig.service.list(vec![six(READY), four(READY)]);
     assert_eq!(rig.told(), ["a 10.0.0.1:6081 1"]);
     rig.service.list(vec![six(READY)]);
@@ -168,7 +169,7 @@ fn a_pod_of_two_families_is_one_node_and_keeps_the_address_in_use() {
     // Slices are written one after the other.
     rig.service.put(four(ENDING));
     assert_eq!(rig.told(), Vec::<String>::new(), "it serves on: nobody else is there");
-    rig.service.put(slice("more", "IPv4", vec![pod("b", "10.0.0.2", READY)].into()));
+    rig.service.put(slice("more", "IPv4", &[pod("b", "10.0.0.2", READY)]));
     assert_eq!(rig.told(), ["a [2001:db8::1]:6081 0", "b 10.0.0.2:6081 1"]);
     rig.service.delete("four");
     rig.service.put(six(ENDING));
@@ -182,7 +183,7 @@ fn a_pod_that_moves_from_one_slice_to_another_never_goes() {
     let mut rig = Rig::new(Role::Web);
     let with = |name: &str, pods: &[&str]| {
         let pods = pods.iter().enumerate().map(|(number, name)| pod(name, &format!("10.0.0.{number}"), READY));
-        slice(name, "IPv4", pods.collect())
+        slice(name, "IPv4", &pods.collect::<Vec<_>>())
     };
     rig.service.list(vec![with("one", &["a", "b"]), with("two", &[])]);
     assert_eq!(rig.told().len(), 2);
@@ -200,17 +201,17 @@ fn a_pod_that_comes_back_under_its_name_is_the_node_with_another_cache() {
         pod["targetRef"]["uid"] = uid.into();
         pod
     };
-    rig.service.put(slice("s", "IPv4", vec![again("one", "10.0.0.1", READY)].into()));
+    rig.service.put(slice("s", "IPv4", &[again("one", "10.0.0.1", READY)]));
     rig.told();
     // The one of before is still in an older slice.
-    rig.service.put(slice("s", "IPv4", vec![again("one", "10.0.0.1", ENDED)].into()));
+    rig.service.put(slice("s", "IPv4", &[again("one", "10.0.0.1", ENDED)]));
     assert_eq!(rig.told(), ["varnish-0 10.0.0.1:6081 0"]);
-    rig.service.put(slice("t", "IPv4", vec![again("two", "10.0.0.2", READY)].into()));
+    rig.service.put(slice("t", "IPv4", &[again("two", "10.0.0.2", READY)]));
     assert_eq!(rig.told(), ["varnish-0 10.0.0.2:6081 1"]);
     let spec = &rig.service.pods().next().unwrap().spec;
     assert_eq!(spec.epoch().map(|epoch| &**epoch), Some("two"));
     // At the address of before, as with the network of its machine: the epoch tells them apart.
-    rig.service.list(vec![slice("s", "IPv4", vec![again("three", "10.0.0.2", READY)].into())]);
+    rig.service.list(vec![slice("s", "IPv4", &[again("three", "10.0.0.2", READY)])]);
     assert_eq!(rig.told(), ["varnish-0 10.0.0.2:6081 1"]);
 }
 
@@ -233,9 +234,7 @@ fn what_is_no_node_takes_no_other_with_it_and_says_what_is_wrong() {
         let rejected = service.settle().into_iter().collect::<Vec<_>>().join("; ");
         (service.pods().count(), rejected)
     };
-    let with = |family: &str, endpoints: serde_json::Value, ports: serde_json::Value| {
-        json!({ "metadata": { "name": "s" }, "addressType": family, "endpoints": endpoints, "ports": ports })
-    };
+    let with = |family: &str, endpoints: serde_json::Value, ports: serde_json::Value| json!({ "metadata": { "name": "s" }, "addressType": family, "endpoints": endpoints, "ports": ports });
     let good = || pod("a", "10.0.0.1", READY);
     let http = || json!([{ "name": "http", "port": 8080, "protocol": "TCP" }]);
     let two = || json!([{ "name": "http", "port": 8080 }, { "name": "admin", "port": 9000 }]);
@@ -246,15 +245,35 @@ fn what_is_no_node_takes_no_other_with_it_and_says_what_is_wrong() {
         (with("IPv4", json!([good()]), http()), ServicePort::Number(8080), 1, ""),
         (with("IPv4", json!([good()]), json!(null)), ServicePort::Number(8080), 1, ""),
         (with("IPv4", json!([good()]), two()), named("admin"), 1, ""),
-        (with("IPv4", json!([good()]), two()), ServicePort::Only, 0, "its TCP ports are http 8080, admin 9000: name one"),
+        (
+            with("IPv4", json!([good()]), two()),
+            ServicePort::Only,
+            0,
+            "its TCP ports are http 8080, admin 9000: name one",
+        ),
         (with("IPv4", json!([good()]), http()), named("https"), 0, "it has no TCP port named https, only http 8080"),
-        (with("IPv4", json!([good()]), http()), ServicePort::Number(80), 0, "no TCP port 80, only http 8080: a number is"),
+        (
+            with("IPv4", json!([good()]), http()),
+            ServicePort::Number(80),
+            0,
+            "no TCP port 80, only http 8080: a number is",
+        ),
         (with("IPv4", json!([good()]), json!(null)), ServicePort::Only, 0, "its TCP ports are none"),
         (with("IPv4", json!([good()]), json!([{ "port": 53, "protocol": "UDP" }])), ServicePort::Only, 0, "are none"),
         (with("FQDN", json!([pod("a", "a.example", READY)]), http()), ServicePort::Only, 0, "FQDN"),
-        (with("IPv4", json!([good(), pod("b", "b.example", READY)]), http()), ServicePort::Only, 1, "`b.example` is no IP"),
+        (
+            with("IPv4", json!([good(), pod("b", "b.example", READY)]), http()),
+            ServicePort::Only,
+            1,
+            "`b.example` is no IP",
+        ),
         (with("IPv4", json!([good(), { "addresses": null }]), http()), ServicePort::Only, 1, "without an address"),
-        (with("IPv4", json!([good(), pod(&"x".repeat(200), "10.0.0.2", READY)]), http()), ServicePort::Only, 1, "is not a node id"),
+        (
+            with("IPv4", json!([good(), pod(&"x".repeat(200), "10.0.0.2", READY)]), http()),
+            ServicePort::Only,
+            1,
+            "is not a node id",
+        ),
         // A service without pods has a slice without ports.
         (with("IPv4", json!(null), json!(null)), named("http"), 0, ""),
     ] {
@@ -267,9 +286,9 @@ fn what_is_no_node_takes_no_other_with_it_and_says_what_is_wrong() {
 #[test]
 fn an_endpoint_without_an_object_has_the_name_of_its_host_or_its_address() {
     let mut service = ServicePods::new(Role::Varnish, ServicePort::Only, true);
-    let by_hand = json!([{ "addresses": ["10.0.0.1"], "hostname": "cache-1" }, { "addresses": ["10.0.0.2"] }]);
-    service.put(slice("by-hand", "IPv4", by_hand));
-    service.put(slice("six", "IPv6", json!([{ "addresses": ["2001:db8::2"] }])));
+    let by_hand = [json!({ "addresses": ["10.0.0.1"], "hostname": "cache-1" }), json!({ "addresses": ["10.0.0.2"] })];
+    service.put(slice("by-hand", "IPv4", &by_hand));
+    service.put(slice("six", "IPv6", &[json!({ "addresses": ["2001:db8::2"] })]));
     assert_eq!(service.settle(), BTreeSet::new());
     let ids: Vec<&str> = service.pods().map(|pod| pod.spec.id.as_str()).collect();
     assert_eq!(ids, ["10.0.0.2:6081", "2001:db8::2:6081", "cache-1"]);
@@ -282,7 +301,7 @@ fn two_services_with_a_pod_of_one_name_are_told_once() {
     let mut fleet = PodFleet::default();
     let service = |address| {
         let mut service = ServicePods::new(Role::Web, ServicePort::Only, false);
-        service.put(slice("s", "IPv4", json!([pod("web-0", address, READY)])));
+        service.put(slice("s", "IPv4", &[pod("web-0", address, READY)]));
         service.settle();
         service
     };
@@ -313,7 +332,7 @@ proptest::proptest! {
             let slice_of = |wanted: usize| {
                 let pods = model.iter().filter(|((of, _), _)| *of == wanted);
                 let pods = pods.map(|((_, number), conditions)| pod(&format!("p{number}"), &format!("10.0.0.{number}"), *conditions));
-                slice(&format!("s{wanted}"), "IPv4", pods.collect())
+                slice(&format!("s{wanted}"), "IPv4", &pods.collect::<Vec<_>>())
             };
             told.put(slice_of(in_slice));
             let mut listed = ServicePods::new(Role::Web, ServicePort::Only, false);

@@ -40,6 +40,12 @@ fn web_pod(name: &str, shop: &Arc<Shop>) -> (FakePod, Web) {
     (FakePod::ready(name, &ip), Web::start_at(SocketAddr::from((ip, PORT)), shop))
 }
 
+/// Writes a slice with these pods, which all listen on [`PORT`].
+fn put(server: &FakeApiServer, service: &str, name: &str, pods: &[&FakePod]) {
+    let pods: Vec<FakePod> = pods.iter().copied().cloned().collect();
+    server.put(slice(service, name, PORT, &pods));
+}
+
 fn ids(clearcoat: &Clearcoat) -> Vec<String> {
     clearcoat.nodes().iter().map(|node| node["id"].as_str().expect("a name").to_owned()).collect()
 }
@@ -102,10 +108,10 @@ fn pods_come_and_go_by_the_slices_of_their_service() {
     let shop = Arc::new(Shop::default());
     let ((a, _of_a), (b, of_b), (c, _of_c)) =
         (web_pod("web-a", &shop), web_pod("web-b", &shop), web_pod("web-c", &shop));
-    server.put(slice("web", "web-1", PORT, &[a.clone()]));
+    put(&server, "web", "web-1", &[&a]);
     // The same pod by its other family, and a slice of somebody else.
-    server.put(slice("web", "web-six", PORT, &[FakePod { address: "2001:db8::1".to_owned(), ..a.clone() }]));
-    server.put(slice("other", "other-1", PORT, &[c.clone()]));
+    put(&server, "web", "web-six", &[&FakePod { address: "2001:db8::1".to_owned(), ..a.clone() }]);
+    put(&server, "other", "other-1", &[&c]);
     let fleet = launch(&server, "web = [\"web:http\"]\n", 1, 0);
     let clearcoat = &fleet.clearcoat;
     clearcoat.ready();
@@ -118,20 +124,20 @@ fn pods_come_and_go_by_the_slices_of_their_service() {
     let reader = Reader::start(clearcoat.edge, 30, Outage::None);
 
     // In both slices while it moves from one to the other.
-    server.put(slice("web", "web-2", PORT, &[a.clone(), b.clone()]));
+    put(&server, "web", "web-2", &[&a, &b]);
     becomes(clearcoat, "web-b", "health", "up");
     server.delete("web-1");
     server.delete("web-six");
-    server.put(slice("web", "web-2", PORT, &[a.clone(), b.clone().unready()]));
+    put(&server, "web", "web-2", &[&a, &b.unready()]);
     becomes(clearcoat, "web-b", "weight", 0);
-    server.put(slice("web", "web-2", PORT, &[a.clone(), b.clone()]));
+    put(&server, "web", "web-2", &[&a, &b]);
     becomes(clearcoat, "web-b", "weight", 1);
 
     // It ends: first no new traffic, then it is gone, however well it is.
-    server.put(slice("web", "web-2", PORT, &[a.clone(), b.clone().terminating()]));
+    put(&server, "web", "web-2", &[&a, &b.terminating()]);
     becomes(clearcoat, "web-b", "weight", 0);
     goes_on(&reader);
-    server.put(slice("web", "web-2", PORT, &[a.clone()]));
+    put(&server, "web", "web-2", &[&a]);
     becomes(clearcoat, "web-b", "health", "gone");
     drop(of_b);
     goes_on(&reader);
@@ -158,7 +164,7 @@ fn a_varnish_that_ends_is_purged_as_long_as_it_is_listed_and_gets_no_readers() {
     clearcoat.current();
     assert_eq!(clearcoat.node("varnish-0")["epoch"], "uid-1");
 
-    put_varnish(&server, &pods[0].clone().terminating(), first);
+    put_varnish(&server, &pods[0].terminating(), first);
     becomes(clearcoat, "varnish-0", "weight", 0);
     // Whoever still reads from it reads what was purged there.
     first.get("/p/1");
@@ -192,7 +198,7 @@ fn a_watch_that_is_cut_or_over_goes_on_where_it_was() {
     let shop = Arc::new(Shop::default());
     let ((a, _of_a), (b, _of_b), (c, _of_c)) =
         (web_pod("web-a", &shop), web_pod("web-b", &shop), web_pod("web-c", &shop));
-    server.put(slice("web", "web-1", PORT, &[a.clone()]));
+    put(&server, "web", "web-1", &[&a]);
     let fleet = launch(&server, "web = [\"web\"]\n", 1, 0);
     let clearcoat = &fleet.clearcoat;
     clearcoat.ready();
@@ -207,7 +213,7 @@ fn a_watch_that_is_cut_or_over_goes_on_where_it_was() {
     // What has happened while nobody watched.
     server.refuse("watch", 500);
     eventually("it says why", || problem(clearcoat).starts_with("shop/web: 500").then_some(()));
-    server.put(slice("web", "web-1", PORT, &[a.clone(), b.clone()]));
+    put(&server, "web", "web-1", &[&a, &b]);
     server.accept();
     becomes(clearcoat, "web-b", "health", "up");
     is_connected(clearcoat, true);
@@ -217,7 +223,7 @@ fn a_watch_that_is_cut_or_over_goes_on_where_it_was() {
     server.end_watches_after(Duration::from_millis(1200));
     server.cut();
     eventually("it watches again and again", || (watches() > before + 3).then_some(()));
-    server.put(slice("web", "web-1", PORT, &[a, b, c]));
+    put(&server, "web", "web-1", &[&a, &b, &c]);
     becomes(clearcoat, "web-c", "health", "up");
     assert_eq!(server.count("list", "web"), 1, "the only list was that of the start");
 }
@@ -241,7 +247,7 @@ fn what_the_api_server_has_forgotten_costs_one_list_at_once() {
     let server = FakeApiServer::start();
     let shop = Arc::new(Shop::default());
     let (a, _of_a) = web_pod("web-a", &shop);
-    server.put(slice("web", "web-1", PORT, &[a.clone()]));
+    put(&server, "web", "web-1", &[&a]);
     let fleet = launch(&server, "web = [\"web\"]\n", 1, 0);
     let clearcoat = &fleet.clearcoat;
     clearcoat.ready();
@@ -269,13 +275,13 @@ fn a_watch_that_hangs_is_found_and_replaced() {
     let server = FakeApiServer::start();
     let shop = Arc::new(Shop::default());
     let ((a, _of_a), (b, _of_b)) = (web_pod("web-a", &shop), web_pod("web-b", &shop));
-    server.put(slice("web", "web-1", PORT, &[a.clone()]));
+    put(&server, "web", "web-1", &[&a]);
     let fleet = launch(&server, "web = [\"web\"]\n", 1, 0);
     let clearcoat = &fleet.clearcoat;
     clearcoat.ready();
     // Behind a balancer the connection to us stays open for ever.
     server.hang();
-    server.put(slice("web", "web-1", PORT, &[a, b]));
+    put(&server, "web", "web-1", &[&a, &b]);
     let problem = || problem(clearcoat).contains("the connection hangs").then_some(());
     crate::support::eventually_within(Duration::from_secs(120), "it finds out", problem);
     server.unhang();
@@ -292,7 +298,7 @@ fn who_is_not_let_in_says_what_is_missing_and_is_let_in_later() {
     let server = FakeApiServer::start_tls(&issued);
     let shop = Arc::new(Shop::default());
     let ((a, _of_a), (b, _of_b)) = (web_pod("web-a", &shop), web_pod("web-b", &shop));
-    server.put(slice("web", "web-1", PORT, &[a.clone()]));
+    put(&server, "web", "web-1", &[&a]);
     server.want_token("first");
     let token = folder.path().join("token");
     std::fs::write(&token, "wrong\n").expect("a file");
@@ -319,7 +325,7 @@ fn who_is_not_let_in_says_what_is_missing_and_is_let_in_later() {
     says("403: the service account may not watch endpointslices");
     becomes(clearcoat, "web-a", "health", "up");
     // Without watches pods are seen with each list.
-    server.put(slice("web", "web-1", PORT, &[a, b]));
+    put(&server, "web", "web-1", &[&a, &b]);
     becomes(clearcoat, "web-b", "health", "up");
     server.accept();
     is_connected(clearcoat, true);
@@ -340,7 +346,7 @@ fn a_start_without_the_api_server_begins_with_the_last_fleet() {
     let shop = Arc::new(Shop::default());
     let ((a, _of_a), (b, _of_b), (c, _of_c)) =
         (web_pod("web-a", &shop), web_pod("web-b", &shop), web_pod("web-c", &shop));
-    server.put(slice("web", "web-1", PORT, &[a.clone(), b.clone().terminating()]));
+    put(&server, "web", "web-1", &[&a, &b.terminating()]);
     let mut fleet = launch(&server, "web = [\"web\"]\n", 1, 0);
     fleet.clearcoat.ready();
     let file = fleet.journal_of(0).join("fleet.json");
@@ -360,7 +366,7 @@ fn a_start_without_the_api_server_begins_with_the_last_fleet() {
     assert!(fleet.clearcoat.log().has("those on disk are taken"));
 
     // What has changed meanwhile: one has ended, one has come.
-    server.put(slice("web", "web-1", PORT, &[a, c]));
+    put(&server, "web", "web-1", &[&a, &c]);
     server.resume();
     becomes(&fleet.clearcoat, "web-c", "health", "up");
     becomes(&fleet.clearcoat, "web-b", "health", "gone");
@@ -376,7 +382,7 @@ fn a_first_start_waits_for_the_api_server() {
     let clearcoat = &fleet.clearcoat;
     clearcoat.log().waits_for("there are none on disk: waiting for it");
     assert_eq!(get(clearcoat.admin, "/readyz").expect("an answer").status, 503);
-    server.put(slice("web", "web-1", PORT, &[a]));
+    put(&server, "web", "web-1", &[&a]);
     server.resume();
     clearcoat.ready();
     assert_eq!(ids(clearcoat), ["varnish-1", "web-1", "web-a"]);
@@ -394,7 +400,7 @@ fn a_service_that_loses_all_of_its_pods_at_once_keeps_them() {
     clearcoat.ready();
     let reader = Reader::start(clearcoat.edge, 30, Outage::None);
     // A selector that was changed by mistake.
-    server.put(slice("web", "web-1", PORT, &[]));
+    put(&server, "web", "web-1", &[]);
     clearcoat.log().waits_for("the registry has lost most nodes of a role at once");
     clearcoat.log().waits_for("the service has no pods: does it exist, and does its selector fit?");
     assert_eq!(clearcoat.metric("clearcoat_registry_held{role=\"web\"}"), 3.0);
@@ -405,12 +411,12 @@ fn a_service_that_loses_all_of_its_pods_at_once_keeps_them() {
     });
     // All of them ending is no loss: that is what a restart of a whole Deployment is.
     let (next, of_next) = web_pod("web-d", &shop);
-    let ending: Vec<_> = pods.iter().map(|pod| pod.clone().terminating()).chain([next.clone()]).collect();
+    let ending: Vec<_> = pods.iter().map(|pod| pod.terminating()).chain([next.clone()]).collect();
     server.put(slice("web", "web-1", PORT, &ending));
     becomes(clearcoat, "web-d", "health", "up");
     becomes(clearcoat, "web-a", "weight", 0);
     goes_on(&reader);
-    server.put(slice("web", "web-1", PORT, &[next]));
+    put(&server, "web", "web-1", &[&next]);
     becomes(clearcoat, "web-c", "health", "gone");
     assert_eq!(ids(clearcoat), ["varnish-1", "web-d"]);
     reader.stop();
@@ -427,7 +433,7 @@ fn two_clearcoats_with_a_journal_in_etcd_follow_the_same_pods() {
     let fleet = Fleet::launch(&plan);
     let (folder, shop) = (fleet.folder.path(), &fleet.shop);
     let (web, _node) = web_pod("web-a", shop);
-    server.put(slice("web", "web-1", PORT, &[web]));
+    put(&server, "web", "web-1", &[&web]);
     let mut nodes = ["varnish-0", "varnish-1"].map(|id| {
         let origins: Vec<_> = fleet.clearcoats().map(|clearcoat| clearcoat.origin.into()).collect();
         varnish_of(folder, id, &origins)
@@ -495,7 +501,7 @@ fn a_fleet_is_scaled_and_rolled_under_reads_and_purges() {
     };
     // As a Varnish ends: no new requests first, then its process, then its endpoint.
     let end = |(pod, mut node): (FakePod, Varnish), purge_all: &mut dyn FnMut()| {
-        put_varnish(&server, &pod.clone().terminating(), &node);
+        put_varnish(&server, &pod.terminating(), &node);
         becomes(clearcoat, &pod.name, "weight", 0);
         purge_all();
         eventually("its requests are over", || (shown(clearcoat, &pod.name, "inflight") == 0).then_some(()));
@@ -522,7 +528,7 @@ fn a_fleet_is_scaled_and_rolled_under_reads_and_purges() {
     // A Deployment is rolled: new ones first.
     let old = std::mem::take(&mut web);
     web = (3..5).map(|number| web_pod(&format!("web-{number}"), shop)).collect();
-    let ending: Vec<_> = old.iter().map(|(pod, _)| pod.clone().terminating()).collect();
+    let ending: Vec<_> = old.iter().map(|(pod, _)| pod.terminating()).collect();
     put_web(&web, &old.iter().map(|(pod, _)| pod.clone()).collect::<Vec<_>>());
     becomes(clearcoat, "web-4", "health", "up");
     put_web(&web, &ending);

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::slice::{Endpoint, EndpointPort, EndpointSlice};
+use super::slice::{EndpointPort, EndpointSlice, SliceEndpoint};
 use crate::config::ServicePort;
 use crate::fleet::{Event, NodeId, NodeKey, NodeSource, NodeSpec, Role};
 
@@ -170,7 +170,7 @@ impl ServicePods {
 }
 
 impl<'s> SeenPod<'s> {
-    fn add(&mut self, endpoint: &'s Endpoint, address: SocketAddr) {
+    fn add(&mut self, endpoint: &'s SliceEndpoint, address: SocketAddr) {
         let conditions = &endpoint.conditions;
         // IPv4 comes first.
         self.addresses.insert((address.is_ipv6(), address));
@@ -225,7 +225,7 @@ fn port_of(ports: &[EndpointPort], wanted: &ServicePort) -> Result<u16, String> 
 }
 
 /// The id and the address of an endpoint, or why it is no node.
-fn identify(endpoint: &Endpoint, port: u16) -> Result<(NodeId, SocketAddr), String> {
+fn identify(endpoint: &SliceEndpoint, port: u16) -> Result<(NodeId, SocketAddr), String> {
     let text = endpoint.addresses.first().ok_or("an endpoint without an address")?;
     let ip: IpAddr = text.parse().map_err(|_| format!("`{}` is no IP address", text.escape_debug()))?;
     let target = endpoint.target_ref.as_ref().map(|target| &target.name).filter(|name| !name.is_empty());

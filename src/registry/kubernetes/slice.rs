@@ -14,7 +14,7 @@ pub(super) struct EndpointSlice {
     /// `IPv4`, `IPv6` or `FQDN`: what all addresses in it are.
     pub(super) address_type: String,
     #[serde(default, deserialize_with = "null_is_default")]
-    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) endpoints: Vec<SliceEndpoint>,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(super) ports: Vec<EndpointPort>,
 }
@@ -33,7 +33,7 @@ pub(super) struct ObjectMetadata {
 /// One pod, with its addresses of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Endpoint {
+pub(super) struct SliceEndpoint {
     /// Any of them will do.
     #[serde(deserialize_with = "null_is_default")]
     pub(super) addresses: Vec<String>,
@@ -171,7 +171,7 @@ mod tests {
             assert!(slice.endpoints.is_empty() && slice.ports.is_empty());
         }
         let text = r#"{"addresses":["10.0.0.1"],"conditions":{},"targetRef":null,"zone":null}"#;
-        let endpoint: Endpoint = serde_json::from_str(text).unwrap();
+        let endpoint: SliceEndpoint = serde_json::from_str(text).unwrap();
         let conditions = &endpoint.conditions;
         assert_eq!((conditions.is_ready(), conditions.is_serving(), conditions.is_terminating()), (true, true, false));
     }

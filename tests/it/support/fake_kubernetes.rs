@@ -109,13 +109,13 @@ impl FakePod {
     }
 
     /// The same while it terminates, and still serves.
-    pub fn terminating(self) -> Self {
-        FakePod { ready: false, terminating: true, ..self }
+    pub fn terminating(&self) -> Self {
+        FakePod { ready: false, terminating: true, ..self.clone() }
     }
 
     /// The same when its readiness probe fails.
-    pub fn unready(self) -> Self {
-        FakePod { ready: false, serving: false, ..self }
+    pub fn unready(&self) -> Self {
+        FakePod { ready: false, serving: false, ..self.clone() }
     }
 
     fn endpoint(&self) -> Endpoint {

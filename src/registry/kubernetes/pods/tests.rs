@@ -98,7 +98,7 @@ fn who_is_not_ready_or_ends_gets_no_traffic_and_stays_a_node() {
 }
 
 #[test]
-fn where_nobody_is_ready_a_web_pod_serves_to_its_end_and_a_varnish_does_not() {
+fn where_nobody_is_ready_a_web_pod_serves_to_its_end_a_varnish_not() {
     let weights = |role, pods: &[(&str, &str, Conditions)]| {
         let mut rig = Rig::new(role);
         rig.put(pods);

@@ -148,7 +148,7 @@ fn pods_come_and_go_by_the_slices_of_their_service() {
 }
 
 #[test]
-fn a_varnish_that_ends_is_purged_as_long_as_it_is_listed_and_gets_no_readers() {
+fn a_varnish_that_ends_is_purged_while_it_is_listed_and_gets_no_readers() {
     let server = FakeApiServer::start();
     let fleet = launch(&server, "varnish = [\"varnish\"]\ncache_ends_with_pod = true\n", 0, 1);
     let (clearcoat, folder) = (&fleet.clearcoat, fleet.folder.path());

@@ -24,6 +24,7 @@ mod fleet;
 mod headers;
 mod health;
 mod journal;
+mod kubernetes;
 mod limits;
 mod log_filter;
 mod nearest;
@@ -39,6 +40,7 @@ mod source;
 mod text;
 mod token;
 mod traces;
+mod url;
 
 use std::path::Path;
 
@@ -50,6 +52,7 @@ pub use fleet::{Dns, Etcd, PeerAddress, Registry, RegistryKind, Replica, StaticN
 pub use headers::{HeaderError, reveal};
 pub use health::{HealthChecks, VarnishChecks, WebChecks};
 pub use journal::{Damaged, FirstStart, Journal, JournalKind};
+pub use kubernetes::{Kubernetes, ServicePort, ServiceRef};
 pub use limits::Limits;
 pub use log_filter::LogFilter;
 pub use node::{HEADER_LIMIT, MAX_WEIGHT, NodeFacts, is_host_port};
@@ -58,7 +61,8 @@ pub use purge::{PurgeListener, WaitFor};
 pub use remarks::stray_agent_variables;
 pub use source::{ConfigSource, ConfigText, NamedFiles};
 pub use token::{Token, TokenError};
-pub use traces::{OtlpEndpoint, Traces};
+pub use traces::Traces;
+pub use url::ServerUrl;
 
 use check::{Violation, read_token};
 use error::ErrorReport;

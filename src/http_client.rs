@@ -1,8 +1,11 @@
-//! The HTTP/1.1 client of the control plane: health checks, messages to replicas, the command line.
+//! The HTTP/1.1 client of the control plane: health checks, messages to replicas, the command line, and the servers that a
+//! URL of the configuration names ([`server`]).
 //!
 //! Who asks connects himself, as only he knows how: with which limit of time, with what before the first request. Traffic
 //! goes over connections of its own ([`crate::upstream`]), and so do purges to a Varnish ([`crate::varnish`]), which are
 //! written many at once.
+
+pub mod server;
 
 use std::time::Duration;
 

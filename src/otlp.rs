@@ -14,7 +14,6 @@
 //! a failure it pauses, and what does not fit into the queue meanwhile is dropped there. The log says when it begins to fail
 //! and when it works again, not for each batch.
 
-mod connection;
 mod message;
 
 use std::io;
@@ -30,12 +29,12 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backoff::Backoff;
-use crate::config::{HeaderError, OtlpEndpoint, reveal};
+use crate::config::{HeaderError, ServerUrl, reveal};
 use crate::fleet::SecretHeaders;
+use crate::http_client::server::{self, ConnectError, ServerKeys};
 use crate::http_client::{self, HttpConnection};
 use crate::telemetry::causes;
 use crate::telemetry::traces::FinishedSpan;
-use connection::ConnectError;
 use message::{ExportRequest, ExportResponse};
 
 /// A batch is sent when it has this many spans, as the SDKs of OpenTelemetry do.
@@ -46,6 +45,9 @@ const GATHER: Duration = Duration::from_secs(1);
 
 /// How long a collector may take for a batch: the default of OTLP's exporters.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the collector is configured.
+const KEYS: ServerKeys = ServerKeys { url: "traces.endpoint", ca: "traces.ca" };
 
 /// The bounds of the pauses after failures.
 const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(5) };
@@ -58,7 +60,7 @@ const MAX_TEXT: usize = 256;
 #[derive(Debug)]
 pub struct ExportOptions {
     /// The collector.
-    pub endpoint: OtlpEndpoint,
+    pub endpoint: ServerUrl,
     /// The file with the CAs of its certificate; `None`: those that this system trusts.
     pub ca: Option<PathBuf>,
     /// Fields of each request.
@@ -222,7 +224,7 @@ impl Exporter {
 
     async fn send_anew(&mut self, body: Bytes) -> Result<Bytes, ExportError> {
         let ExportOptions { endpoint, ca, .. } = &self.options;
-        let connection = connection::connect(endpoint, ca.as_deref()).await?;
+        let connection = server::connect(endpoint, ca.as_deref(), KEYS).await?;
         self.send_over(connection, body).await
     }
 

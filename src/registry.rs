@@ -1,19 +1,23 @@
 //! Where nodes come from: a stream of [`crate::fleet::Event`]s.
 //!
 //! One module per source: [`fixed`], the nodes of the configuration file, [`etcd`], where nodes register themselves,
-//! and [`dns`], the records of names. [`overrides`] is what operators say of nodes from any of them.
+//! [`dns`], the records of names, and [`kubernetes`], the pods of services. [`overrides`] is what operators say of nodes from any of them.
 
 pub mod dns;
 pub mod etcd;
 pub mod fixed;
+pub mod kubernetes;
+mod last_fleet;
 pub mod overrides;
 mod resolve;
+mod source_status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::etcd::follow::WatchStatus;
 use crate::fleet::NodeSource;
+pub use source_status::SourceStatus;
 
 /// The status of a registry other than the configuration, for the status page and metrics.
 #[derive(Clone, Debug)]
@@ -21,7 +25,9 @@ pub enum RegistryStatus {
     /// Nodes are in etcd.
     Etcd(Arc<WatchStatus>),
     /// Nodes are records of names.
-    Dns(Arc<dns::DnsStatus>),
+    Dns(Arc<SourceStatus>),
+    /// Nodes are pods.
+    Kubernetes(Arc<SourceStatus>),
 }
 
 impl RegistryStatus {
@@ -30,6 +36,7 @@ impl RegistryStatus {
         match self {
             RegistryStatus::Etcd(_) => NodeSource::Etcd,
             RegistryStatus::Dns(_) => NodeSource::Dns,
+            RegistryStatus::Kubernetes(_) => NodeSource::Kubernetes,
         }
     }
 
@@ -37,7 +44,7 @@ impl RegistryStatus {
     pub fn is_connected(&self) -> bool {
         match self {
             RegistryStatus::Etcd(status) => status.is_connected(),
-            RegistryStatus::Dns(status) => status.is_connected(),
+            RegistryStatus::Dns(status) | RegistryStatus::Kubernetes(status) => status.is_connected(),
         }
     }
 
@@ -45,7 +52,7 @@ impl RegistryStatus {
     pub fn revision(&self) -> Option<i64> {
         match self {
             RegistryStatus::Etcd(status) => Some(status.revision()),
-            RegistryStatus::Dns(_) => None,
+            RegistryStatus::Dns(_) | RegistryStatus::Kubernetes(_) => None,
         }
     }
 
@@ -53,7 +60,7 @@ impl RegistryStatus {
     pub fn silence(&self) -> Duration {
         match self {
             RegistryStatus::Etcd(status) => status.silence(),
-            RegistryStatus::Dns(status) => status.silence(),
+            RegistryStatus::Dns(status) | RegistryStatus::Kubernetes(status) => status.silence(),
         }
     }
 
@@ -61,7 +68,7 @@ impl RegistryStatus {
     pub fn problem(&self) -> Option<Arc<str>> {
         match self {
             RegistryStatus::Etcd(status) => status.problem(),
-            RegistryStatus::Dns(status) => status.problem(),
+            RegistryStatus::Dns(status) | RegistryStatus::Kubernetes(status) => status.problem(),
         }
     }
 }

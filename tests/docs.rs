@@ -188,8 +188,9 @@ fn example_names_are_below_example() {
             let Some((_, ending)) = word.rsplit_once('.') else { continue };
             seen += usize::from(ending == "example");
             let is_link = before.ends_with("://") && !word.contains("example") && !word.contains("shop");
-            // Of every cluster of Kubernetes; and a firm that is spoken of.
-            let is_known = word.ends_with(".svc.cluster.local") || word == "amazee.io";
+            // Of every cluster of Kubernetes, and of its API; and a firm that is spoken of.
+            let of_kubernetes = [".svc.cluster.local", "kubernetes.io", ".k8s.io"];
+            let is_known = of_kubernetes.iter().any(|known| word.ends_with(known)) || word == "amazee.io";
             assert!(!TAKEN.contains(&ending) || is_link || is_known, "{file}: {word}");
         }
     }

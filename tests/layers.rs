@@ -58,7 +58,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 31] = [
+const NEIGHBOURS: [(&str, &str, &str); 32] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("service_manager", "telemetry", "an error is logged with its causes"),
     ("inherited", "telemetry", "an error is logged with its causes"),
@@ -70,6 +70,7 @@ const NEIGHBOURS: [(&str, &str, &str); 31] = [
     ("attribution", "fleet", "it remembers which nodes were fenced"),
     ("purge", "fleet", "a batch is written in the form in which its node is told"),
     ("registry", "etcd", "one way to talk to etcd"),
+    ("registry", "http_client", "one client for what is not traffic"),
     ("journal", "etcd", "one way to talk to etcd"),
     ("probe", "http_client", "one client for what is not traffic"),
     ("otlp", "http_client", "one client for what is not traffic"),

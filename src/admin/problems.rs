@@ -81,6 +81,7 @@ impl Problem {
             NodeSource::Static => "the configuration",
             NodeSource::Etcd => "etcd",
             NodeSource::Dns => "DNS",
+            NodeSource::Kubernetes => "the API server of Kubernetes",
         };
         let silence = humantime::format_duration(Duration::from_secs(registry.silence().as_secs()));
         let problem = registry.problem().unwrap_or_default();

@@ -10,13 +10,14 @@ use tokio::task::JoinSet;
 
 use super::traces::RunningTraces;
 use super::{Addresses, sealing};
-use crate::config::{Config, JournalKind};
+use crate::config::{Config, JournalKind, RegistryKind};
 use crate::delivery::{self, Deliveries, Pace, SealedPurges};
 use crate::etcd::{EtcdCluster, SharedEtcd};
 use crate::fleet::{Fence, Snapshot};
 use crate::journal::{self, Anew, Disk, Journal, Limits, Memory, Missed, Named, NamedStore, Position, PurgeObserver};
 use crate::origin::SocketDiagnosis;
 use crate::purge::Guard;
+use crate::registry::kubernetes::ApiAccess;
 use crate::registry::overrides::OverrideStore;
 use crate::replicas::{self, FoundBy, Replicas};
 use crate::slow_start::SlowStart;
@@ -30,6 +31,8 @@ pub(super) struct Engine {
     pub(super) guard: Arc<Guard>,
     /// The etcd cluster, if the registry or the journal is in etcd.
     pub(super) etcd: Option<SharedEtcd>,
+    /// The API server of Kubernetes, if that is the registry.
+    pub(super) kubernetes: Option<ApiAccess>,
     pub(super) journal: Arc<dyn Journal>,
     /// The same journal again, if replicas share it or exchange its entries.
     shared_journal: Option<Arc<dyn journal::Shared>>,
@@ -53,6 +56,12 @@ impl Engine {
         let traces = RunningTraces::start(&config.traces, &metrics)?;
         let guard = Arc::new(Guard::with_wire(started, SocketDiagnosis::new()));
         let etcd: Option<SharedEtcd> = config.uses_etcd().then(|| Arc::new(EtcdCluster::new(&config.registry.etcd)));
+        let kubernetes = match config.registry.kind {
+            RegistryKind::Kubernetes => {
+                Some(ApiAccess::find(&config.registry.kubernetes, |name| std::env::var(name).ok())?)
+            }
+            RegistryKind::Static | RegistryKind::Etcd | RegistryKind::Dns => None,
+        };
         let decides = Arc::new(OnceLock::<Arc<SealedPurges>>::new());
         let (in_guard, as_sealed) = (delivery::noted_by(&guard), Arc::clone(&decides));
         let observer: PurgeObserver = Arc::new(move |entry| {
@@ -109,6 +118,7 @@ impl Engine {
             metrics,
             guard,
             etcd,
+            kubernetes,
             journal,
             shared_journal,
             answered,

@@ -11,7 +11,7 @@ use crate::etcd::follow::WatchStatus;
 use crate::fleet::{Event, NodeKey, NodeSource};
 use crate::fleet_keeper::{FleetKeeper, KeeperContext};
 use crate::registry::fixed::UnresolvedNodes;
-use crate::registry::{self, RegistryStatus};
+use crate::registry::{self, RegistryStatus, SourceStatus};
 use crate::service_manager::Heartbeat;
 
 /// Starts node discovery and the fleet keeper. `nodes` are those of the configuration, `checks` is how all are checked.
@@ -70,14 +70,15 @@ fn follow_registry(
     tasks: &mut JoinSet<()>,
 ) -> Option<RegistryStatus> {
     let (events, metrics) = (events.clone(), Arc::clone(&engine.metrics));
+    let has_disk = config.journal.kind != JournalKind::Memory;
+    let last_fleet = has_disk.then(|| config.journal.path.join("fleet.json"));
     match (config.registry.kind, &engine.etcd) {
         (RegistryKind::Etcd, Some(etcd)) => {
             let status = WatchStatus::new("nodes");
-            let has_disk = config.journal.kind != JournalKind::Memory;
             tasks.spawn(registry::etcd::run(registry::etcd::EtcdRegistrySettings {
                 etcd: Arc::clone(etcd),
                 status: Arc::clone(&status),
-                snapshot: has_disk.then(|| config.journal.path.join("fleet.json")),
+                snapshot: last_fleet,
                 metrics,
                 events,
                 doubted: doubts.clone(),
@@ -85,10 +86,23 @@ fn follow_registry(
             Some(RegistryStatus::Etcd(status))
         }
         (RegistryKind::Dns, _) => {
-            let status = Arc::<registry::dns::DnsStatus>::default();
+            let status = Arc::<SourceStatus>::default();
             let rejected = move || metrics.registry.rejected.inc();
             tasks.spawn(registry::dns::follow(config.registry.dns.clone(), events, Arc::clone(&status), rejected));
             Some(RegistryStatus::Dns(status))
+        }
+        (RegistryKind::Kubernetes, _) => {
+            let status = Arc::<SourceStatus>::default();
+            let access = engine.kubernetes.clone()?;
+            tasks.spawn(registry::kubernetes::run(registry::kubernetes::KubernetesRegistrySettings {
+                kubernetes: config.registry.kubernetes.clone(),
+                access,
+                status: Arc::clone(&status),
+                last_fleet,
+                metrics,
+                events,
+            }));
+            Some(RegistryStatus::Kubernetes(status))
         }
         (RegistryKind::Static | RegistryKind::Etcd, _) => None,
     }

@@ -60,6 +60,7 @@ fn nodes_of(config: &Config) -> String {
         RegistryKind::Static => "",
         RegistryKind::Etcd => ", and those in etcd",
         RegistryKind::Dns => ", and those of DNS",
+        RegistryKind::Kubernetes => ", and those of Kubernetes",
     };
     format!("{varnish} Varnish, {web}{more}")
 }

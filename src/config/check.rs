@@ -4,6 +4,7 @@
 //! of both. Whether a default or a person wrote the value at fault is found out later, for the message.
 
 mod etcd;
+mod kubernetes;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use super::headers::{self, Carrier};
 use super::node::{NodeFacts, is_host_port};
 use super::{
-    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Limits, Log, OtlpEndpoint, ProxyProtocol, RegistryKind,
+    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Kubernetes, Limits, Log, ProxyProtocol, RegistryKind, ServerUrl,
     StaticNode, Token, Traces, WebChecks,
 };
 use crate::fleet::Role;
@@ -97,6 +98,11 @@ impl Config {
         let named = of_etcd.into_iter().filter(|_| self.uses_etcd());
         let named = named.filter_map(|(name, file)| Some((name, file.as_deref()?)));
         named.for_each(|(name, file)| wants(format!("registry.etcd.{name}"), file));
+        let Kubernetes { token_file, ca, .. } = &self.registry.kubernetes;
+        let of_kubernetes = [("token_file", token_file), ("ca", ca)].into_iter();
+        let named = of_kubernetes.filter(|_| self.registry.kind == RegistryKind::Kubernetes);
+        let named = named.filter_map(|(name, file)| Some((name, file.as_deref()?)));
+        named.for_each(|(name, file)| wants(format!("registry.kubernetes.{name}"), file));
         if let Some(ca) = &self.traces.ca {
             wants("traces.ca".to_owned(), ca);
         }
@@ -185,6 +191,9 @@ impl Config {
         let has_names =
             registry.kind != RegistryKind::Dns || !(registry.dns.web.is_empty() && registry.dns.varnish.is_empty());
         rules.require(has_names, "registry.dns", "web or varnish must hold a name when registry.kind is dns");
+        for (key, reason) in registry.kubernetes.violations(registry.kind == RegistryKind::Kubernetes) {
+            rules.require(false, format!("registry.kubernetes{key}"), reason);
+        }
         let is_reachable = self.replica.address.as_deref().is_none_or(is_host_port);
         rules.require(is_reachable, "replica.address", "must be empty or HOST:PORT such as 192.0.2.2:6081");
         let by_one_way = self.replica.peers.is_empty() || self.journal.kind != JournalKind::Etcd;
@@ -298,7 +307,7 @@ fn check_traces(traces: &Traces, rules: &mut RuleCheck) {
     rules.require((0.0..=1.0).contains(&traces.sample), "traces.sample", reason);
     let is_named = !traces.service_name.trim().is_empty();
     rules.require(is_named, "traces.service_name", "must be a name such as clearcoat");
-    let is_encrypted = traces.endpoint.as_ref().is_some_and(OtlpEndpoint::is_encrypted);
+    let is_encrypted = traces.endpoint.as_ref().is_some_and(ServerUrl::is_encrypted);
     let reason = "only for an https endpoint (traces.endpoint)";
     rules.require(traces.ca.is_none() || is_encrypted, "traces.ca", reason);
     for (name, reason) in headers::faults(&traces.headers, Carrier::Spans) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::kubernetes::Kubernetes;
 use super::node::is_host_port;
 use super::optional::empty_is_none;
 use super::{headers, text};
@@ -25,6 +26,8 @@ pub struct Registry {
     pub etcd: Etcd,
     /// Which names are asked for.
     pub dns: Dns,
+    /// Which services are followed.
+    pub kubernetes: Kubernetes,
 }
 
 impl Default for Registry {
@@ -34,6 +37,7 @@ impl Default for Registry {
             retain: Duration::from_secs(600),
             etcd: Etcd::default(),
             dns: Dns::default(),
+            kubernetes: Kubernetes::default(),
         }
     }
 }
@@ -162,6 +166,8 @@ pub enum RegistryKind {
     Etcd,
     /// The addresses of the names in `[registry.dns]`.
     Dns,
+    /// The pods of the services in `[registry.kubernetes]`.
+    Kubernetes,
 }
 
 /// `[[node]]`: one node that is always there.

@@ -122,6 +122,8 @@ pub enum NodeSource {
     Etcd,
     /// DNS.
     Dns,
+    /// Kubernetes.
+    Kubernetes,
 }
 
 /// Whether a node that registers itself wants traffic.

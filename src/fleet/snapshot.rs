@@ -53,17 +53,19 @@ impl Pool {
     ///
     /// `panic_threshold` is a share from 0 to 1: if fewer of the checked nodes are up, health is ignored, because a
     /// check that fails nearly everywhere is more likely to be wrong than right (Magento's own health check fails on
-    /// every node at once when the database hiccups). 0 turns it off. While no node is up yet, unchecked nodes may
-    /// serve.
+    /// every node at once when the database hiccups). 0 turns it off. While no node is up yet that takes traffic, unchecked
+    /// nodes may serve: those that are up may all be about to go, replaced by these.
     pub fn new(mut members: Vec<Member>, panic_threshold: f64) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
         let count = |health| members.iter().filter(|member| member.health == health).count();
         let (up, down) = (count(Health::Up), count(Health::Down));
         let panic = down > 0 && panic_threshold > 0.0 && (up as f64) < panic_threshold * ((up + down) as f64);
+        let serves = |member: &Member| member.health == Health::Up && member.node.weight > 0;
+        let is_served = members.iter().any(serves);
         for member in &mut members {
             let healthy = match member.health {
                 Health::Up => true,
-                Health::Unknown => up == 0,
+                Health::Unknown => !is_served,
                 Health::Down => false,
             };
             member.usable = member.node.weight > 0 && (healthy || panic);
@@ -114,6 +116,14 @@ mod tests {
     #[test]
     fn while_nobody_is_up_the_unchecked_may_serve() {
         assert_eq!(usable(&pool(&[("a", Health::Unknown), ("b", Health::Down)], 0.0)), ["a"]);
+    }
+
+    #[test]
+    fn while_those_that_are_up_are_about_to_go_the_unchecked_may_serve() {
+        let mut members = pool(&[("a", Health::Up), ("b", Health::Unknown)], 0.5).members().to_vec();
+        let drained = NodeSpec { weight: 0, ..members[0].node.spec.clone() };
+        members[0].node = Arc::new(Node::new(drained, Arc::new(Live::default()), 9));
+        assert_eq!(usable(&Pool::new(members, 0.5)), ["b"]);
     }
 
     #[test]

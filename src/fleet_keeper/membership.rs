@@ -74,6 +74,10 @@ impl FleetKeeper {
         }
         let Some(state) = self.nodes.get(&identity).filter(|state| state.node.spec.source == source) else { return };
         if self.lost_nodes.is_absent(&identity) {
+            // It was kept in doubt, and there is none any more.
+            if deleted {
+                self.leave(&identity);
+            }
             return;
         }
         if source == NodeSource::Static {

@@ -34,7 +34,6 @@ mod answers;
 mod lookup;
 mod pace;
 mod question;
-mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -45,18 +44,18 @@ use tokio::task::JoinSet;
 
 use crate::config::Dns;
 use crate::fleet::{Event, NodeId, NodeSource, NodeSpec, Role};
+use crate::registry::source_status::SourceStatus;
 use crate::telemetry::causes;
 
 use answers::LastAnswers;
 use lookup::{DnsAnswer, Lookup, LookupError};
 use question::DnsQuestion;
-pub use status::DnsStatus;
 
 /// Announces the nodes of the names, and every change of them, until the receiver of the events is gone.
 ///
 /// [`Event::Listed`] follows once every name was answered or has failed, after 3 seconds at most. `status` is kept up
 /// to date; `rejected` is called for each record that is not a valid node.
-pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, status: Arc<DnsStatus>, rejected: impl Fn() + Send) {
+pub async fn follow(dns: Dns, events: mpsc::Sender<Event>, status: Arc<SourceStatus>, rejected: impl Fn() + Send) {
     let questions = |role, names: Vec<String>| names.into_iter().map(move |name| DnsQuestion::new(role, &name));
     let questions: Vec<_> = questions(Role::Web, dns.web).chain(questions(Role::Varnish, dns.varnish)).collect();
     let (sender, mut outcomes) = mpsc::channel(16);
@@ -104,11 +103,11 @@ struct DnsFollower {
     /// The names that were not answered the last time, and why.
     failing: BTreeMap<usize, String>,
     count: usize,
-    status: Arc<DnsStatus>,
+    status: Arc<SourceStatus>,
 }
 
 impl DnsFollower {
-    fn new(count: usize, status: Arc<DnsStatus>) -> Self {
+    fn new(count: usize, status: Arc<SourceStatus>) -> Self {
         DnsFollower { answers: LastAnswers::default(), asked: BTreeSet::new(), failing: BTreeMap::new(), count, status }
     }
 
@@ -245,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_start_waits_for_every_name_once_whether_it_is_answered_or_not() {
-        let status = Arc::new(DnsStatus::default());
+        let status = Arc::new(SourceStatus::default());
         let mut follower = DnsFollower::new(2, Arc::clone(&status));
         let count = Cell::new(0);
         let mut listed = |question, heard| {

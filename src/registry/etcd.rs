@@ -32,11 +32,12 @@ use tokio::task::JoinSet;
 use self::lease::Manner;
 use self::names::{FoundAddresses, NameLookups};
 use self::roster::{Departure, Registered, Roster, RosterChange};
-use self::snapshot::{SavedFleet, SavedNode, SnapshotStore};
+use self::snapshot::{SavedFleet, SavedNode};
 use self::start::StartPhase;
 use crate::etcd::follow::{self, Listing, Resync, Update, WatchStatus};
 use crate::etcd::{LeaseId, SharedEtcd};
 use crate::fleet::{Event, NodeSource, NodeSpec, node_key};
+use crate::registry::last_fleet::LastFleetStore;
 use crate::registry::resolve::system;
 use crate::telemetry::Metrics;
 
@@ -81,7 +82,7 @@ struct EtcdRegistry {
     questions: mpsc::Sender<(u64, Departure)>,
     next_question: u64,
     start: StartPhase,
-    disk: SnapshotStore,
+    disk: LastFleetStore<SavedFleet>,
     /// Whether anything has changed since the disk was written.
     changed: bool,
     cluster: u64,
@@ -118,7 +119,7 @@ pub async fn run(settings: EtcdRegistrySettings) {
         questions,
         next_question: 0,
         start: StartPhase::new(),
-        disk: SnapshotStore::new(snapshot),
+        disk: LastFleetStore::new(snapshot),
         changed: false,
         cluster: 0,
         revision: 0,

@@ -22,6 +22,8 @@ mod forms;
 mod guard;
 mod inherited;
 mod journal;
+mod kubernetes;
+mod kubernetes_manifests;
 mod logging;
 #[cfg(feature = "mutants")]
 mod mutants;

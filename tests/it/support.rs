@@ -11,6 +11,7 @@ pub mod collector;
 pub mod disk;
 pub mod dnsmasq;
 pub mod etcd;
+pub mod fake_kubernetes;
 pub mod faults;
 pub mod fleet;
 pub mod frames;

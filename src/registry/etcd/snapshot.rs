@@ -6,22 +6,11 @@
 //!
 //! Only changed nodes cause a write: the revision also grows with every purge that replicas share.
 
-mod spec;
-
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
-
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 
 use super::record::NodeRecord;
-use crate::atomic_file;
 use crate::fleet::NodeSpec;
-use crate::telemetry::causes;
-
-/// The format number of the file. A file of another format is not read.
-const FORMAT: u32 = 1;
+use crate::registry::last_fleet::{LastFleet, OF_ETCD, spec};
 
 /// The fleet at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,119 +34,28 @@ pub(super) struct SavedNode {
     pub(super) spec: NodeSpec,
 }
 
-/// Why a file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SnapshotError {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
-    #[error("it has format {0}, and only {FORMAT} is known here")]
-    Format(u32),
-}
-
 impl SavedFleet {
     pub(super) fn new(cluster: u64, revision: i64, nodes: Vec<SavedNode>) -> Self {
-        SavedFleet { format: FORMAT, cluster, revision, nodes }
-    }
-
-    /// Reads the file; `None` if there is none.
-    pub(super) fn read(path: &Path) -> Result<Option<SavedFleet>, SnapshotError> {
-        let bytes = match fs::read(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            bytes => bytes?,
-        };
-        #[derive(Deserialize)]
-        struct FormatOnly {
-            format: u32,
-        }
-        let FormatOnly { format } = serde_json::from_slice(&bytes)?;
-        if format != FORMAT {
-            return Err(SnapshotError::Format(format));
-        }
-        Ok(Some(serde_json::from_slice(&bytes)?))
-    }
-
-    /// Writes the file atomically: a crash leaves either the old one or the new one.
-    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        path.parent().map_or(Ok(()), fs::create_dir_all)?;
-        atomic_file::replace(path, &serde_json::to_vec(self)?)
+        SavedFleet { format: OF_ETCD, cluster, revision, nodes }
     }
 }
 
-/// Reads and writes the file on blocking threads, since an fsync can take long.
-pub(super) struct SnapshotStore {
-    /// `None`: nothing is kept.
-    path: Option<PathBuf>,
-    /// The nodes in the file; `None` if unknown.
-    nodes: Option<Vec<SavedNode>>,
-    writing: JoinSet<io::Result<Vec<SavedNode>>>,
-}
+impl LastFleet for SavedFleet {
+    const FORMAT: u32 = OF_ETCD;
 
-impl SnapshotStore {
-    /// Uses the file at this path; without a path, nothing is stored.
-    pub(super) fn new(path: Option<PathBuf>) -> Self {
-        SnapshotStore { path, nodes: None, writing: JoinSet::new() }
-    }
-
-    /// The content of the file; `None` if it cannot be used.
-    pub(super) async fn read(&mut self) -> Option<SavedFleet> {
-        let path = self.path.clone()?;
-        let read = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || SavedFleet::read(&path)
-        });
-        match read.await {
-            Ok(Ok(saved)) => {
-                self.nodes = saved.as_ref().map(|saved| saved.nodes.clone());
-                saved
-            }
-            Ok(Err(reason)) => {
-                let aside = atomic_file::set_aside(&path)
-                    .map_or_else(|error| error.to_string(), |path| path.display().to_string());
-                tracing::error!(path = %path.display(), reason = %causes(&reason), aside, "the last fleet on disk cannot be read");
-                None
-            }
-            Err(error) => {
-                tracing::error!(path = %path.display(), error = %causes(&error), "the last fleet on disk was not read");
-                None
-            }
-        }
-    }
-
-    /// Starts a write, unless the file has these nodes already. Returns `false` if the previous write is still running:
-    /// then nothing was started.
-    pub(super) fn write(&mut self, saved: SavedFleet) -> bool {
-        let Some(path) = self.path.clone() else { return true };
-        if !self.writing.is_empty() {
-            return false;
-        }
-        if self.nodes.as_ref() != Some(&saved.nodes) {
-            self.writing.spawn_blocking(move || saved.write(&path).map(|()| saved.nodes));
-        }
-        true
-    }
-
-    /// Waits for the end of a write and returns whether it succeeded; never returns while nothing is written.
-    pub(super) async fn written(&mut self) -> bool {
-        let Some(end) = self.writing.join_next().await else { return std::future::pending().await };
-        match end.map_err(io::Error::other).flatten() {
-            Ok(nodes) => {
-                self.nodes = Some(nodes);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(error = %causes(&error), "the fleet could not be written to disk; it is tried again");
-                false
-            }
-        }
+    fn has_same_nodes(&self, other: &Self) -> bool {
+        self.nodes == other.nodes
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::atomic_file;
     use crate::fleet::{NodeId, Role};
+    use crate::registry::last_fleet::{read, write};
 
     fn saved() -> SavedFleet {
         let (record, _) =
@@ -170,10 +68,10 @@ mod tests {
     fn what_is_written_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/fleet.json");
-        assert_eq!(SavedFleet::read(&path).unwrap(), None);
-        saved().write(&path).unwrap();
-        saved().write(&path).unwrap();
-        assert_eq!(SavedFleet::read(&path).unwrap(), Some(saved()));
+        assert_eq!(read::<SavedFleet>(&path).unwrap(), None);
+        write(&saved(), &path).unwrap();
+        write(&saved(), &path).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(saved()));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
@@ -203,11 +101,20 @@ mod tests {
     fn what_cannot_be_read_is_an_error_and_can_be_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fleet.json");
-        for text in ["", "{\"format\":1}", "{\"format\":2,\"nodes\":[]}", "\0\0\0"] {
+        for text in ["", "{\"format\":1}", "{\"format\":3,\"nodes\":[]}", "\0\0\0"] {
             fs::write(&path, text).unwrap();
-            assert!(SavedFleet::read(&path).is_err(), "{text}");
+            assert!(read::<SavedFleet>(&path).is_err(), "{text}");
         }
         let aside = atomic_file::set_aside(&path).unwrap();
         assert!(aside.exists() && !path.exists());
+    }
+
+    #[test]
+    fn the_file_of_another_registry_is_not_used_and_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fleet.json");
+        fs::write(&path, "{\"format\":2,\"services\":[]}").unwrap();
+        assert_eq!(read::<SavedFleet>(&path).unwrap(), None);
+        assert!(path.exists());
     }
 }

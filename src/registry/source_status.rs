@@ -1,4 +1,4 @@
-//! The status of the DNS registry, for the status page and metrics.
+//! The status of a registry that follows several names or services, for the status page and metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// The status of all names together.
+/// The status of all names, or services, together.
 #[derive(Debug)]
-pub struct DnsStatus {
+pub struct SourceStatus {
     started: Instant,
     connected: AtomicBool,
     /// Milliseconds from `started` to the last answer.
@@ -17,10 +17,10 @@ pub struct DnsStatus {
     problem: Mutex<Option<Arc<str>>>,
 }
 
-impl Default for DnsStatus {
-    /// No name was answered yet.
+impl Default for SourceStatus {
+    /// Nothing was answered yet.
     fn default() -> Self {
-        DnsStatus {
+        SourceStatus {
             started: Instant::now(),
             connected: AtomicBool::new(false),
             heard: AtomicU64::new(0),
@@ -29,19 +29,19 @@ impl Default for DnsStatus {
     }
 }
 
-impl DnsStatus {
-    /// Whether every name was answered the last time that it was asked for.
+impl SourceStatus {
+    /// Whether each of them was answered the last time that it was asked for.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Time since a name was last answered, or since the first look-up if none ever was.
+    /// Time since one was last answered, or since the first question if none ever was.
     pub fn silence(&self) -> Duration {
         let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(heard)
     }
 
-    /// The names that are not answered, and why, if there are any.
+    /// Those that are not answered, and why, if there are any.
     pub fn problem(&self) -> Option<Arc<str>> {
         self.problem.lock().clone()
     }
@@ -51,7 +51,7 @@ impl DnsStatus {
         self.heard.store(now, Ordering::Relaxed);
     }
 
-    /// `failing` are the names that are not answered, with the reasons; `complete`: every name was asked for.
+    /// `failing` are those that are not answered, with the reasons; `complete`: each was asked for.
     pub(super) fn set(&self, complete: bool, failing: &BTreeMap<usize, String>) {
         self.connected.store(complete && failing.is_empty(), Ordering::Relaxed);
         let problem: Vec<&str> = failing.values().map(String::as_str).collect();

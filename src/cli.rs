@@ -6,8 +6,10 @@
 
 mod agent;
 mod check;
+mod completions;
 mod demo;
 mod http;
+mod man;
 mod node;
 mod purge;
 mod serve;
@@ -38,6 +40,8 @@ enum CliCommand {
     Status(status::Status),
     Node(node::NodeCommand),
     Vcl(vcl::Vcl),
+    Completions(completions::Completions),
+    Man(man::ManPages),
     /// What `serve` starts for itself, to write the journal's files.
     #[command(name = crate::journal::FILES_COMMAND, hide = true, after_help = "Example:\n  none: clearcoat serve runs it")]
     JournalFiles,
@@ -75,6 +79,8 @@ impl Cli {
             CliCommand::Status(status) => block_on(status.run())?,
             CliCommand::Node(node) => block_on(node.run())?,
             CliCommand::Vcl(vcl) => vcl.run()?,
+            CliCommand::Completions(completions) => completions.run()?,
+            CliCommand::Man(man) => man.run()?,
             CliCommand::JournalFiles => crate::journal::serve_files()?,
         }
         Ok(ExitCode::SUCCESS)
@@ -132,6 +138,8 @@ mod tests {
             "clearcoat node resume 10.0.1.5:6081 --role varnish --token-file t --admin http://clearcoat:9180",
             "clearcoat node weight web-1 5 --token-file t",
             "clearcoat node weight web-1 registered --token-file t",
+            "clearcoat completions bash",
+            "clearcoat man /usr/local/share/man",
             "clearcoat --version",
             "clearcoat purge --help",
         ] {
@@ -167,6 +175,9 @@ mod tests {
             "clearcoat node resume a --force --token-file t",
             "clearcoat node weight a --token-file t",
             "clearcoat node weight a 0 --token-file t",
+            "clearcoat completions",
+            "clearcoat completions ksh",
+            "clearcoat man",
             "clearcoat agent --role web",
             "clearcoat agent --port 80",
         ] {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use clearcoat::config::{Section, sections};
 use clearcoat::fleet::{NodeId, Role};
 use clearcoat::telemetry::{FileShare, Metrics, PurgeResult, RetryReason};
 
@@ -36,6 +37,62 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
     assert_eq!(documented, exported);
 }
 
+/// Text for a cell of a table, in which a page of the documents is a link.
+fn cell(text: &str) -> String {
+    let text = text.replace('|', "\\|");
+    let mut linked = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once("docs/") {
+        let (page, behind) = after.split_once(".md").unwrap();
+        linked += &format!("{before}[{page}.md]({page}.md)");
+        rest = behind;
+    }
+    linked + rest
+}
+
+/// A section as a table: the key, its default, what is allowed, what it is and when to change it.
+fn section_table(section: &Section) -> String {
+    /// A list that is longer stands in the example alone.
+    const LONGEST: usize = 120;
+    let mut page = format!("\n## `{}`\n\n", section.heading());
+    if !section.about.is_empty() {
+        page += &format!("{}.\n\n", cell(&section.about));
+    }
+    page += "| key | default | allowed | what it is, and when to change it |\n| --- | --- | --- | --- |\n";
+    for setting in &section.settings {
+        let name = setting.key.strip_prefix(&format!("{}.", section.name)).unwrap();
+        let default = match setting.default.as_str() {
+            word @ ("none" | "required") => word.to_owned(),
+            long if long.len() > LONGEST => "a long list: [clearcoat.toml](clearcoat.toml)".to_owned(),
+            value => format!("`{value}`"),
+        };
+        let meaning = if setting.meaning.is_empty() { String::new() } else { format!("{}.", cell(&setting.meaning)) };
+        let said =
+            [meaning, cell(&setting.when)].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("<br>");
+        page += &format!("| `{name}` | {default} | {} | {said} |\n", cell(&setting.allowed));
+    }
+    page
+}
+
+#[test]
+fn the_page_of_settings_is_what_the_program_says() {
+    const INTRODUCTION: &str = "# Settings\n\n\
+        <!-- Made by a test: UPDATE=1 cargo test --test docs settings. Its words come from clearcoat.toml and when-to-change.toml. -->\n\n\
+        Every key, by its section. [clearcoat.toml](clearcoat.toml) is the same as a file, and `man clearcoat.toml` as a manual page. Each key\n\
+        is an environment variable as well: `edge.listen` is `CLEARCOAT_EDGE__LISTEN`. `clearcoat check` names what is wrong with a file, with\n\
+        line and column; `clearcoat check --show` prints every key with its value. What can change without a restart:\n\
+        [operations.md](operations.md), Reloading the configuration.\n";
+    let sections = sections();
+    let page = INTRODUCTION.to_owned() + &sections.iter().map(section_table).collect::<String>();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(format!("{}/docs/settings.md", env!("CARGO_MANIFEST_DIR")), &page).unwrap();
+    }
+    assert!(
+        document("docs/settings.md") == page,
+        "docs/settings.md is another: UPDATE=1 cargo test --test docs settings writes it"
+    );
+}
+
 /// Every Markdown file that users read, from the root of the repository.
 fn pages() -> Vec<String> {
     let docs = std::fs::read_dir(format!("{}/docs", env!("CARGO_MANIFEST_DIR"))).unwrap();
@@ -49,10 +106,32 @@ fn what_a_page_links_to_is_there() {
     for page in pages() {
         let text = document(&page);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(&page).parent().unwrap().to_owned();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for link in links(&text) {
             let path = link.split('#').next().unwrap();
             assert!(link.starts_with("http") || path.is_empty() || folder.join(path).exists(), "{page}: {link}");
         }
+    }
+}
+
+/// Where a page says that something else stands.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split(')').next())
+}
+
+/// A page that nothing leads to is read by nobody, and in the book there is nothing but its own folder.
+#[test]
+fn the_book_has_every_page_once_and_leads_out_of_nowhere() {
+    let summary = document("docs/SUMMARY.md");
+    let mut listed: Vec<String> = links(&summary).map(|page| format!("docs/{page}")).collect();
+    listed.sort();
+    let is_a_page = |page: &String| page.starts_with("docs/") && page != "docs/SUMMARY.md" && page != "docs/plan.md";
+    let mut there: Vec<String> = pages().into_iter().filter(is_a_page).collect();
+    there.sort();
+    assert_eq!(listed, there, "what docs/SUMMARY.md lists, and what is in docs");
+    for page in there {
+        let text = document(&page);
+        let outside = links(&text).find(|link| link.starts_with("../") || link.starts_with("plan.md"));
+        assert_eq!(outside, None, "{page} leads out of the book");
     }
 }
 
@@ -96,6 +175,29 @@ fn the_soak_runs_a_test_that_is_there() {
     let prefix = filters[0].split(' ').next().unwrap();
     let tests = document("tests/it/consistency.rs");
     assert_eq!(tests.matches(&format!("#[test]\nfn {prefix}")).count(), 5, "{prefix}");
+}
+
+/// A release is seldom made: what it calls must be there on that day, and be what it was.
+#[test]
+fn the_release_calls_what_there_is_and_what_nobody_can_change() {
+    let (workflow, makefile) = (document(".github/workflows/release.yml"), document("Makefile"));
+    let mut called = 0;
+    for command in workflow.lines().filter_map(|line| line.trim().strip_prefix("- run: make ")) {
+        for target in command.split(' ').filter(|word| !word.contains('=')) {
+            called += 1;
+            assert!(makefile.lines().any(|line| line.starts_with(&format!("{target}:"))), "make {target}");
+        }
+    }
+    assert!(called >= 3, "{called} targets");
+    let actions: Vec<&str> = workflow.lines().filter_map(|line| line.trim().strip_prefix("- uses: ")).collect();
+    for action in &actions {
+        let revision =
+            action.strip_prefix("actions/").and_then(|action| action.split_once('@')).map(|(_, revision)| revision);
+        let revision = revision.unwrap_or_else(|| panic!("not one of GitHub's own: {action}"));
+        let is_pinned = revision.bytes().take_while(u8::is_ascii_hexdigit).count() == 40;
+        assert!(is_pinned && revision[40..].starts_with(" # v"), "{action}: a tag can be moved, a commit cannot");
+    }
+    assert_eq!(actions.len(), workflow.matches("uses:").count(), "an action in another form");
 }
 
 /// What a reader may paste: the documents, the examples, and what is deployed.

@@ -35,6 +35,7 @@ mod patterns;
 mod peers;
 mod prometheus;
 mod purging;
+mod quick_start;
 mod refusals;
 mod refused_urls;
 mod registry;

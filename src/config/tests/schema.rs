@@ -63,21 +63,70 @@ fn below(place: Place, step: &str) -> Vec<String> {
     place.iter().cloned().chain([step.to_owned()]).collect()
 }
 
-/// What may stand at a place, and what there is to know of it.
+/// What may stand at a place, and what there is to know of it: its meaning, its default, and in `$comment` what it may be, in words.
 fn schema(place: Place, known: &Known) -> Json {
     let mut schema = kind(place, known);
     let is_item = place.last().is_some_and(|last| last == "0");
     let comment = known.comments.get(&place.join(".").replace(".0", "")).filter(|_| !is_item);
-    let form = if schema["type"] == "string" { form(place) } else { None };
+    let allowed = allowed(place, &schema);
+    // What a text must look like no other word of the schema tells an editor.
+    let form = allowed.clone().filter(|_| schema["type"] == "string" && form(place).is_some());
     let description: Vec<String> = comment.cloned().into_iter().chain(form).collect();
     if !description.is_empty() {
         schema["description"] = description.join(". ").into();
+    }
+    if let Some(allowed) = allowed {
+        schema["$comment"] = allowed.into();
     }
     let default = at(&known.defaults, place).filter(|default| !default.is_table() && !is_item);
     if let Some(default) = default {
         schema["default"] = serde_json::to_value(default).unwrap();
     }
     schema
+}
+
+/// What a key may be, in words for people; of a table its keys say that.
+fn allowed(place: Place, schema: &Json) -> Option<String> {
+    if let Some(words) = schema["enum"].as_array() {
+        let words: Vec<&str> = words.iter().filter_map(Json::as_str).collect();
+        return Some(words.join(", "));
+    }
+    let allowed = match schema["type"].as_str()? {
+        "boolean" => "true, false".to_owned(),
+        "integer" => match bounds(place, &[0.into(), Value::Integer(schema["maximum"].as_i64()?)]) {
+            Some(bounds) => bounds,
+            None if schema["maximum"].as_i64()? > i64::from(u32::MAX) => "a whole number".to_owned(),
+            None => format!("0 to {}", schema["maximum"]),
+        },
+        "number" => bounds(place, &[Value::Float(-1.0), Value::Float(1e9)]).unwrap_or_else(|| "a number".to_owned()),
+        "string" => match form(place) {
+            Some(form) if form.starts_with("a duration ") => {
+                let bounds = bounds(place, &["0s".into(), "365days".into()]);
+                bounds.map_or(form, |bounds| format!("a duration such as 500ms, 1s or 5m, {bounds}"))
+            }
+            Some(form) => form,
+            None => "text".to_owned(),
+        },
+        "array" => format!("a list; each {}", schema["items"]["$comment"].as_str()?),
+        "object" if schema["properties"].is_object() => return None,
+        _ => "a table of header names; each a text, or { file = \"…\" }".to_owned(),
+    };
+    Some(allowed)
+}
+
+/// What the reader says of values that are as small and as large as a type lets them be.
+fn bounds(place: Place, extremes: &[Value]) -> Option<String> {
+    let here = written(place);
+    let mut bounds: Vec<String> = Vec::new();
+    for value in extremes {
+        for (_, reason) in faults(place, value.clone()).iter().filter(|(key, _)| *key == here) {
+            let bound = reason.strip_prefix("must be ").unwrap_or_else(|| panic!("{here} = {value}: {reason}"));
+            if !bounds.iter().any(|known| known == bound) {
+                bounds.push(bound.to_owned());
+            }
+        }
+    }
+    (!bounds.is_empty()).then(|| bounds.join(", "))
 }
 
 /// What may stand at a place, by what the reader says of a date there.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, NodeOverride, SealStanding, SendProxy, VarnishSettings};
+use super::{LifeSigns, NodeOverride, PeakLatency, SealStanding, SendProxy, VarnishSettings};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -174,7 +174,7 @@ pub struct NodeSpec {
     pub address: SocketAddr,
     /// Its registered share of the traffic relative to its peers. 0 means drain: no new traffic, but purges.
     pub weight: u32,
-    /// Where it stands, for people.
+    /// Where it stands.
     pub zone: Option<Arc<str>>,
     /// Further data for people and their tools.
     pub labels: BTreeMap<String, String>,
@@ -283,6 +283,8 @@ pub struct Live {
     is_questioned: AtomicBool,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
+    /// How long its answers take to begin, if the listener's policy asks for that.
+    pub latency: PeakLatency,
     /// The difference to [`WHOLE_SHARE`].
     withheld: AtomicU32,
     /// A [`TrialState`].

@@ -1,9 +1,7 @@
 //! One immutable view of the fleet. A request loads it once and keeps it to its end, so that the number of nodes and an
 //! index into them always come from the same snapshot.
 
-use std::sync::Arc;
-
-use super::{Health, Node, NodeFault, NodeId, Role};
+use super::{Candidates, Health, Member, NodeId, Role};
 
 /// The fleet at one moment.
 #[derive(Debug, Default)]
@@ -31,21 +29,7 @@ impl Snapshot {
 pub struct Pool {
     members: Vec<Member>,
     panic: bool,
-}
-
-/// A node with the keeper's state.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// The node.
-    pub node: Arc<Node>,
-    /// Its health when the snapshot was made.
-    pub health: Health,
-    /// Why it is down; `None` if it is not.
-    pub fault: Option<NodeFault>,
-    /// Whether it is kept though its source no longer names it.
-    pub retained: bool,
-    /// Whether health and weight allow traffic to it.
-    pub usable: bool,
+    candidates: Candidates,
 }
 
 impl Pool {
@@ -54,8 +38,8 @@ impl Pool {
     /// `panic_threshold` is a share from 0 to 1: if fewer of the checked nodes are up, health is ignored, because a
     /// check that fails nearly everywhere is more likely to be wrong than right (Magento's own health check fails on
     /// every node at once when the database hiccups). 0 turns it off. While no node is up yet, unchecked nodes may
-    /// serve.
-    pub fn new(mut members: Vec<Member>, panic_threshold: f64) -> Self {
+    /// serve. `zone` is where this clearcoat stands, if that is known.
+    pub fn new(mut members: Vec<Member>, panic_threshold: f64, zone: Option<&str>) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
         let count = |health| members.iter().filter(|member| member.health == health).count();
         let (up, down) = (count(Health::Up), count(Health::Down));
@@ -68,7 +52,20 @@ impl Pool {
             };
             member.usable = member.node.weight > 0 && (healthy || panic);
         }
-        Pool { members, panic }
+        let candidates = Candidates::new(&members, zone);
+        Pool { members, panic, candidates }
+    }
+
+    /// The same pool with a memory for the ranks of its nodes: that of the last snapshot, if nothing has changed that ranks
+    /// depend on.
+    pub fn remembering(mut self, before: &Pool) -> Self {
+        self.candidates.remember(&before.candidates);
+        self
+    }
+
+    /// Those that may get traffic.
+    pub fn candidates(&self) -> &Candidates {
+        &self.candidates
     }
 
     /// All nodes, whatever their state.
@@ -89,8 +86,10 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::fleet::{Live, NodeSpec};
+    use crate::fleet::{Live, Node, NodeSpec};
 
     fn pool(states: &[(&str, Health)], panic_threshold: f64) -> Pool {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
@@ -98,7 +97,7 @@ mod tests {
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
             Member { node, health: *health, fault: None, retained: false, usable: false }
         };
-        Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold)
+        Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold, None)
     }
 
     fn usable(pool: &Pool) -> Vec<&str> {

@@ -36,6 +36,8 @@ pub struct Frontend {
     pub purge_methods: Arc<[String]>,
     /// Requests that are answered here, without a node.
     pub own_answer: OwnAnswers,
+    /// How long nodes take to begin an answer is noted ([`crate::fleet::PeakLatency`]), since its policy asks for that.
+    pub notes_latency: bool,
     /// Chooses the node of a request.
     pub select: Arc<dyn Select>,
     /// What the caches behind this listener may store; `None` if there are none.

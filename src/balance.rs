@@ -94,12 +94,12 @@ pub fn pick<'p>(
 /// Draws one of the eligible nodes that hold these tickets.
 type DrawFn<'d, 'p> = dyn Fn(&Tickets, &dyn Fn(&Member) -> bool) -> Option<&'p Member> + 'd;
 
-fn by_hash<'p>(
-    pool: &'p Pool,
+fn by_hash(
+    pool: &Pool,
     key: u64,
     bounded_load: Option<BoundedLoad>,
     eligible: impl Fn(&Member) -> bool,
-) -> Option<&'p Member> {
+) -> Option<&Member> {
     let load = LoadCheck::new(pool, bounded_load, &eligible);
     let fitness = |member: &Member| Fitness { takes_part: takes_part(member, key), within_bound: load.admits(member) };
     rendezvous::pick(pool, key, |member| eligible(member).then(|| fitness(member)))

@@ -1,6 +1,8 @@
 //! One immutable view of the fleet. A request loads it once and keeps it to its end, so that the number of nodes and an
 //! index into them always come from the same snapshot.
 
+use std::net::IpAddr;
+
 use super::{Candidates, Health, Member, NodeId, Role};
 
 /// The fleet at one moment.
@@ -30,6 +32,10 @@ pub struct Pool {
     members: Vec<Member>,
     panic: bool,
     candidates: Candidates,
+    /// All that are used, in order.
+    endpoint_ids: Vec<u64>,
+    /// All addresses without ports, in order.
+    addresses: Vec<IpAddr>,
 }
 
 impl Pool {
@@ -53,7 +59,11 @@ impl Pool {
             member.usable = member.node.weight > 0 && (healthy || panic);
         }
         let candidates = Candidates::new(&members, zone);
-        Pool { members, panic, candidates }
+        let mut endpoint_ids: Vec<_> = members.iter().map(|member| member.node.endpoint_id).collect();
+        let mut addresses: Vec<_> = members.iter().map(|member| member.node.spec.address.ip().to_canonical()).collect();
+        endpoint_ids.sort_unstable();
+        addresses.sort_unstable();
+        Pool { members, panic, candidates, endpoint_ids, addresses }
     }
 
     /// The same pool with a memory for the ranks of its nodes: that of the last snapshot, if nothing has changed that ranks
@@ -76,6 +86,16 @@ impl Pool {
     /// Whether health is ignored because too few nodes are up.
     pub fn panics(&self) -> bool {
         self.panic
+    }
+
+    /// Whether a node has this endpoint. Each worker asks for all of its connections ten times a second.
+    pub fn has_endpoint(&self, endpoint_id: u64) -> bool {
+        self.endpoint_ids.binary_search(&endpoint_id).is_ok()
+    }
+
+    /// Whether a node has this address, with any port.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.binary_search(&address.to_canonical()).is_ok()
     }
 
     /// The node with this id.
@@ -127,5 +147,17 @@ mod tests {
         let pool = pool(&[("b", Health::Up), ("a", Health::Up)], 0.5);
         assert_eq!(pool.get(&NodeId::try_from("b").unwrap()).unwrap().node.id().as_str(), "b");
         assert!(pool.get(&NodeId::try_from("c").unwrap()).is_none());
+    }
+
+    #[test]
+    fn endpoints_and_addresses_are_those_of_its_nodes() {
+        let pool = pool(&[("b", Health::Down), ("a", Health::Up)], 0.5);
+        assert_eq!([0, 1, 2].map(|endpoint| pool.has_endpoint(endpoint)), [true, true, false]);
+        let address = |text: &str| text.parse().unwrap();
+        assert_eq!(
+            ["127.0.0.1", "::ffff:127.0.0.1", "127.0.0.2"].map(|text| pool.has_address(address(text))),
+            [true, true, false]
+        );
+        assert!(!Pool::default().has_endpoint(0) && !Pool::default().has_address(address("127.0.0.1")));
     }
 }

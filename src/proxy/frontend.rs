@@ -119,10 +119,7 @@ impl Frontend {
     pub(super) fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool {
         match &self.trust {
             Trust::Networks(networks) => networks.iter().any(|network| network.contains(&peer)),
-            Trust::VarnishNodes => {
-                let mut nodes = fleet.varnish.members().iter();
-                nodes.any(|member| member.node.spec.address.ip().to_canonical() == peer)
-            }
+            Trust::VarnishNodes => fleet.varnish.has_address(peer),
         }
     }
 

@@ -240,10 +240,7 @@ impl Worker {
         if edge_nodes.is_full() || origin_nodes.is_full() {
             self.close_unused();
         }
-        let in_fleet = |endpoint_id| {
-            let has = |role| fleet.pool(role).members().iter().any(|member| member.node.endpoint_id == endpoint_id);
-            has(Role::Varnish) || has(Role::Web)
-        };
+        let in_fleet = |endpoint_id| fleet.varnish.has_endpoint(endpoint_id) || fleet.web.has_endpoint(endpoint_id);
         self.pools.sweep(Instant::now(), in_fleet);
         stage
     }

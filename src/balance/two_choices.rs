@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_fails_at_once_draws_no_traffic_and_is_asked_again_some_time() {
+    fn a_node_that_fails_at_once_draws_no_traffic_until_that_is_long_ago() {
         let nodes = pool(&[1, 1]);
         let [sound, failing] = [0, 1].map(|index| &nodes.members()[index].node.live);
         sound.latency.record_answer(0, 300 * MS);

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use self::bounded_load::BoundedLoad;
 use self::bounded_load::LoadCheck;
 use self::rendezvous::Fitness;
-use crate::fleet::{Member, Pool, Tickets, WHOLE_SHARE, WHOLE_TRAFFIC};
+use crate::fleet::{Member, Pool, Tickets, WHOLE_SHARE, WHOLE_TRAFFIC, spread_bits};
 
 /// How a listener chooses among its nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ fn takes_part(member: &Member, lot: u64) -> bool {
     // Not the number from which scores are made, or the first keys to move would be those that a node wins narrowly.
     const LOTS: u64 = 0x5851_f42d_4c95_7f2d;
     let share = member.node.live.share();
-    share == WHOLE_SHARE || mix(lot ^ LOTS, member.node.seed) % u64::from(WHOLE_SHARE) < u64::from(share)
+    share == WHOLE_SHARE || mix_seed(lot ^ LOTS, member.node.seed) % u64::from(WHOLE_SHARE) < u64::from(share)
 }
 
 /// Whether the request with these random bits stays in the own zone.
@@ -135,10 +135,14 @@ fn stays_near(pool: &Pool, random: u64) -> bool {
     share == WHOLE_TRAFFIC || share > 0 && mix(random, ZONES) % u64::from(WHOLE_TRAFFIC) < u64::from(share)
 }
 
-/// Mixes two words so that the result depends on every bit of both (the finaliser of MurmurHash3 over their
-/// combination).
+/// Mixes two words so that the result depends on every bit of both.
 fn mix(a: u64, b: u64) -> u64 {
-    let mut h = a ^ b.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix_seed(a, spread_bits(b))
+}
+
+/// The same with a seed that is [spread](spread_bits) already (the finaliser of MurmurHash3 over their combination).
+fn mix_seed(a: u64, seed: u64) -> u64 {
+    let mut h = a ^ seed;
     h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     h ^ (h >> 33)

@@ -41,7 +41,7 @@ pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use member::Member;
 pub use node::{
     InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Role, ServingState, TrialState,
-    WHOLE_SHARE, node_key,
+    WHOLE_SHARE, node_key, spread_bits,
 };
 pub use node_override::{NodeOverride, OverrideChange};
 pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};

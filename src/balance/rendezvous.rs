@@ -9,7 +9,7 @@
 //! its first nodes are remembered ([`RankMemo`](crate::fleet::RankMemo)). All scores are looked at for a page that is
 //! new or has been forgotten, and for one whose first nodes all refuse.
 
-use super::mix;
+use super::mix_seed;
 use crate::fleet::{Candidates, Member, Pool, REMEMBERED, Ranks, WeightGroup};
 
 /// What else counts about a node, before its score.
@@ -87,7 +87,7 @@ fn insert<T: PartialOrd>(sorted: &mut [T], one: T) {
 fn visit(group: &WeightGroup, key: u64, floor: Option<f64>, mut look: impl FnMut(u32, u64) -> Option<u64>) {
     let mut least = floor.map_or(0, |floor| least_bits(floor, group.weight));
     for (&seed, &index) in group.seeds.iter().zip(&group.members) {
-        let bits = mix(key, seed) >> 11;
+        let bits = mix_seed(key, seed) >> 11;
         if bits >= least
             && let Some(surpassed) = look(index, bits)
         {

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::super::mix;
 use super::super::testing::{pool, pool_of, shares};
 use super::*;
 
@@ -16,7 +17,7 @@ fn chosen(pool: &Pool, key: u64) -> &Member {
 /// The definition: the best of all, by the fitness and then by the score.
 fn defined(pool: &Pool, key: u64, fitness: impl Fn(&Member) -> Option<Fitness>) -> Option<&Member> {
     let rank = |member: &Member| {
-        let uniform = ((mix(key, member.node.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+        let uniform = ((mix_seed(key, member.node.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
         fitness(member).map(|fitness| (fitness, f64::from(member.node.weight) / -uniform.ln()))
     };
     let members = pool.members().iter().filter(|member| member.usable && rank(member).is_some());

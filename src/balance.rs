@@ -2,7 +2,11 @@
 //! filter, not part of an algorithm.
 //!
 //! Everything here is a pure function of the nodes, their load and a [`LbContext`]; the caller supplies the randomness.
-//! All scans are linear: a fleet has tens of nodes, and a scan over 200 of them costs less than one system call.
+//!
+//! **A choice costs the same in a fleet of 2 and of 1,000.** What follows from membership, weights and health is laid out once for each
+//! snapshot ([`Candidates`](crate::fleet::Candidates)); a choice looks at the few nodes that come into question, and the caller's filter
+//! is asked of those alone. All nodes are looked at only if those all refuse, as when most caches are behind. `cargo bench --bench
+//! balance` measures it.
 //!
 //! A node in slow start gets only a share of its traffic ([`Live::share`](crate::fleet::Live::share)). That is not part
 //! of the algorithms either: such a node takes part in as many decisions as its share says and is not a candidate in
@@ -10,14 +14,26 @@
 //! robin would need a schedule and two choices an artificial load. If there is a key, its hash decides, so that a
 //! growing share moves keys to that node one at a time, and no other keys: a cache keeps its pages. If no other node is
 //! eligible, a small share is not a reason to refuse.
+//!
+//! **The own zone** comes first ([`Candidates`](crate::fleet::Candidates) says how far), but not in the hash. A page that has one
+//! place in the fleet is rendered once, and a purge, a restart, a new page cost one rendering; with a place in each zone they
+//! cost one in each, each zone needs the memory for all pages, and the replicas of a zone that loses its caches begin with empty ones at the others. What
+//! is saved is the way between zones, a millisecond where a rendering takes several hundred. Who would rather have each
+//! zone keep all pages runs a fleet in each.
 
-mod least_request;
+mod bounded_load;
 mod rendezvous;
+#[cfg(test)]
+mod testing;
+mod two_choices;
 mod weighted;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Member, WHOLE_SHARE};
+pub use self::bounded_load::BoundedLoad;
+use self::bounded_load::LoadCheck;
+use self::rendezvous::Fitness;
+use crate::fleet::{Member, Pool, Tickets, WHOLE_SHARE, WHOLE_TRAFFIC, spread_bits};
 
 /// How a listener chooses among its nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +45,9 @@ pub enum Policy {
     RoundRobin,
     /// The one with fewer requests of two random nodes ("power of two choices"): for application servers.
     LeastRequest,
+    /// The one of two random nodes that is expected to answer sooner, by its latest answers and its requests; one that
+    /// fails counts as slow: for application servers that are not alike.
+    PeakEwma,
     /// Random, by weight.
     Random,
 }
@@ -38,31 +57,66 @@ pub enum Policy {
 pub struct LbContext {
     /// The hash of the requested page.
     pub request_hash: u64,
-    /// Increases by one with every request of this chooser.
-    pub turn: u64,
+    /// Increases by one with every request of this chooser. It wraps.
+    pub turn: u32,
+    /// The time in which latencies are noted ([`crate::fleet::PeakLatency`]).
+    pub now_ms: u32,
     /// Random bits.
     pub random: u64,
 }
 
-/// Chooses among the eligible members; `None` if there is none.
+/// Chooses among the eligible nodes; `None` if there is none.
 ///
-/// `bounded_load` only concerns [`Policy::Rendezvous`]: a node above that multiple of the mean load passes a key on to
-/// the key's next choice. 0 turns it off.
-pub fn pick(
+/// `bounded_load` only concerns [`Policy::Rendezvous`]: when a node passes a key on to the key's next choice.
+pub fn pick<'p>(
     policy: Policy,
-    members: &[Member],
+    pool: &'p Pool,
     lb: LbContext,
-    bounded_load: Option<f64>,
+    bounded_load: Option<BoundedLoad>,
+    eligible: impl Fn(&Member) -> bool,
+) -> Option<&'p Member> {
+    let drawn = |lot: u64, draw: &DrawFn<'_, 'p>| draw_near_first(pool, lb, lot, &eligible, draw);
+    let two = |cost: &dyn Fn(&Member) -> f64| {
+        drawn(lb.random, &|tickets, eligible| two_choices::pick(pool, tickets, lb.random, cost, eligible))
+    };
+    match policy {
+        Policy::Rendezvous => by_hash(pool, lb.request_hash, bounded_load, &eligible),
+        Policy::RoundRobin => {
+            let turn = lb.turn.into();
+            drawn(turn, &|tickets, eligible| weighted::pick(pool, tickets, turn, eligible))
+        }
+        Policy::LeastRequest => two(&two_choices::requests),
+        Policy::PeakEwma => two(&|member| two_choices::latency(member, lb.now_ms)),
+        Policy::Random => drawn(lb.random, &|tickets, eligible| weighted::pick(pool, tickets, lb.random, eligible)),
+    }
+}
+
+/// Draws one of the eligible nodes that hold these tickets.
+type DrawFn<'d, 'p> = dyn Fn(&Tickets, &dyn Fn(&Member) -> bool) -> Option<&'p Member> + 'd;
+
+fn by_hash(
+    pool: &Pool,
+    key: u64,
+    bounded_load: Option<BoundedLoad>,
     eligible: impl Fn(&Member) -> bool,
 ) -> Option<&Member> {
-    let lot = match policy {
-        Policy::Rendezvous => lb.request_hash,
-        Policy::RoundRobin => lb.turn,
-        Policy::LeastRequest | Policy::Random => lb.random,
-    };
-    let takes_part = |member: &Member| eligible(member) && takes_part(member, lot);
-    choose(policy, members, lb, bounded_load, takes_part)
-        .or_else(|| choose(policy, members, lb, bounded_load, eligible))
+    let load = LoadCheck::new(pool, bounded_load, &eligible);
+    let fitness = |member: &Member| Fitness { takes_part: takes_part(member, key), within_bound: load.admits(member) };
+    rendezvous::pick(pool, key, |member| eligible(member).then(|| fitness(member)))
+}
+
+/// In the own zone, if the request stays there; else among all. `lot` decides about slow starts.
+fn draw_near_first<'p>(
+    pool: &'p Pool,
+    lb: LbContext,
+    lot: u64,
+    eligible: &dyn Fn(&Member) -> bool,
+    draw: &DrawFn<'_, 'p>,
+) -> Option<&'p Member> {
+    let candidates = pool.candidates();
+    let takes_part = |member: &Member| takes_part(member, lot) && eligible(member);
+    let near = stays_near(pool, lb.random).then(|| draw(candidates.near(), &takes_part));
+    near.flatten().or_else(|| draw(candidates.all(), &takes_part)).or_else(|| draw(candidates.all(), eligible))
 }
 
 /// Whether a node takes part in the decision with this lot: always, unless it is in slow start.
@@ -70,122 +124,29 @@ fn takes_part(member: &Member, lot: u64) -> bool {
     // Not the number from which scores are made, or the first keys to move would be those that a node wins narrowly.
     const LOTS: u64 = 0x5851_f42d_4c95_7f2d;
     let share = member.node.live.share();
-    share == WHOLE_SHARE || mix(lot ^ LOTS, member.node.seed) % u64::from(WHOLE_SHARE) < u64::from(share)
+    share == WHOLE_SHARE || mix_seed(lot ^ LOTS, member.node.seed) % u64::from(WHOLE_SHARE) < u64::from(share)
 }
 
-fn choose(
-    policy: Policy,
-    members: &[Member],
-    lb: LbContext,
-    bounded_load: Option<f64>,
-    eligible: impl Fn(&Member) -> bool,
-) -> Option<&Member> {
-    match policy {
-        Policy::Rendezvous => rendezvous::pick(members, lb.request_hash, bounded_load, eligible),
-        Policy::RoundRobin => weighted::pick(members, lb.turn, eligible),
-        Policy::LeastRequest => least_request::pick(members, lb.random, eligible),
-        Policy::Random => weighted::pick(members, lb.random, eligible),
-    }
+/// Whether the request with these random bits stays in the own zone.
+fn stays_near(pool: &Pool, random: u64) -> bool {
+    // Not the bits that choose the node.
+    const ZONES: u64 = 0x9216_d5d9_8979_fb1b;
+    let share = pool.candidates().near_share();
+    share == WHOLE_TRAFFIC || share > 0 && mix(random, ZONES) % u64::from(WHOLE_TRAFFIC) < u64::from(share)
 }
 
-/// Mixes two words so that the result depends on every bit of both (the finaliser of MurmurHash3 over their
-/// combination).
+/// Mixes two words so that the result depends on every bit of both.
 fn mix(a: u64, b: u64) -> u64 {
-    let mut h = a ^ b.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix_seed(a, spread_bits(b))
+}
+
+/// The same with a seed that is [spread](spread_bits) already (the finaliser of MurmurHash3 over their combination).
+fn mix_seed(a: u64, seed: u64) -> u64 {
+    let mut h = a ^ seed;
     h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     h ^ (h >> 33)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::testing::{members, shares};
-    use super::*;
-
-    const POLICIES: [Policy; 4] = [Policy::Rendezvous, Policy::RoundRobin, Policy::LeastRequest, Policy::Random];
-
-    /// The context of the n-th request.
-    fn lb_context(n: u64) -> LbContext {
-        LbContext { request_hash: mix(n, 7), turn: n, random: mix(n, 3) }
-    }
-
-    fn first_of(policy: Policy, weights: &[u32], share: u32) -> usize {
-        let nodes = members(weights);
-        nodes[0].node.live.set_share(share);
-        shares(&nodes, (0..10_000).map(|n| pick(policy, &nodes, lb_context(n), None, |_| true)))[0]
-    }
-
-    #[test]
-    fn what_a_node_gets_grows_with_its_share_by_every_policy() {
-        for policy in POLICIES {
-            // Of four equal nodes, each gets 2500; of weights 3 and 1, the first gets 7500.
-            for (weights, whole) in [(&[1, 1, 1, 1][..], 2500), (&[3, 1], 7500)] {
-                let whole = if policy == Policy::LeastRequest && weights.len() == 2 { 10_000 } else { whole };
-                for share in [WHOLE_SHARE / 16, WHOLE_SHARE / 4, WHOLE_SHARE / 2, WHOLE_SHARE] {
-                    let expected = whole * share as usize / WHOLE_SHARE as usize;
-                    let got = first_of(policy, weights, share);
-                    let near = expected * 3 / 4..=expected * 5 / 4 + 20;
-                    assert!(near.contains(&got), "{policy:?} {weights:?} at {share}: {got} and not {expected}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_growing_share_moves_keys_to_its_node_and_no_others() {
-        let nodes = members(&[1, 2, 1]);
-        let chosen = |key| {
-            pick(Policy::Rendezvous, &nodes, LbContext { request_hash: key, ..LbContext::default() }, None, |_| true)
-                .unwrap()
-        };
-        let all = || (0..2000).map(|key| chosen(mix(key, 7)).node.id().to_string()).collect::<Vec<_>>();
-        nodes[1].node.live.set_share(1);
-        let mut before = all();
-        for share in [20, 100, 200, WHOLE_SHARE] {
-            nodes[1].node.live.set_share(share);
-            let after = all();
-            let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
-            assert!(moved.clone().count() > 0 && moved.clone().all(|(_, to)| to == "n1"), "at {share}");
-            before = after;
-        }
-    }
-
-    #[test]
-    fn who_is_the_only_one_gets_everything_however_small_its_share() {
-        let nodes = members(&[1, 1]);
-        nodes[0].node.live.set_share(0);
-        for policy in POLICIES {
-            let first = |member: &Member| member.node.id().as_str() == "n0";
-            assert!((0..100).all(|n| pick(policy, &nodes, lb_context(n), Some(1.25), first).is_some()), "{policy:?}");
-            assert!(pick(policy, &nodes, lb_context(0), Some(1.25), |_| false).is_none(), "{policy:?}");
-        }
-    }
-}
-
-#[cfg(test)]
-mod testing {
-    use std::sync::Arc;
-
-    use crate::fleet::{Health, Live, Member, Node, NodeId, NodeSpec, Role};
-
-    /// Members `n0`, `n1`, … with these weights.
-    pub(super) fn members(weights: &[u32]) -> Vec<Member> {
-        let member = |(index, &weight): (usize, &u32)| {
-            let id = NodeId::try_from(format!("n{index}")).unwrap();
-            let spec = NodeSpec { weight, ..NodeSpec::new(Role::Varnish, id, ([127, 0, 0, 1], 80).into()) };
-            let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-            Member { node, health: Health::Up, fault: None, retained: false, usable: true }
-        };
-        weights.iter().enumerate().map(member).collect()
-    }
-
-    /// How often each member was chosen.
-    pub(super) fn shares<'a>(members: &[Member], picks: impl Iterator<Item = Option<&'a Member>>) -> Vec<usize> {
-        let mut shares = vec![0; members.len()];
-        for pick in picks {
-            let id = pick.expect("somebody is eligible").node.id().clone();
-            shares[members.iter().position(|member| *member.node.id() == id).unwrap()] += 1;
-        }
-        shares
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::balance::{self, LbContext, Policy};
+use crate::balance::{self, BoundedLoad, LbContext, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Pool, Role, Snapshot};
 use crate::http1::RequestHead;
@@ -43,6 +43,7 @@ pub fn frontend(
         offload_header: config.offload_header.as_deref().map(Arc::from),
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
+        notes_latency: config.policy == Policy::PeakEwma,
         select: Arc::new(select),
         // None of our caches is in front of the edge.
         store: None,
@@ -53,7 +54,7 @@ pub fn frontend(
 /// Chooses among the current Varnish nodes.
 struct EdgeSelect {
     policy: Policy,
-    bounded_load: Option<f64>,
+    bounded_load: Option<BoundedLoad>,
     ignored: IgnoredParameters,
     when_all_behind: WhenAllBehind,
     bypass_max_requests_per_node: u32,
@@ -66,7 +67,7 @@ impl EdgeSelect {
     fn new(config: &config::Edge, fence: Arc<Fence>, trials: Arc<Trials>, metrics: Arc<Metrics>) -> Self {
         EdgeSelect {
             policy: config.policy,
-            bounded_load: config.bounded_load,
+            bounded_load: config.bounded_load(),
             ignored: IgnoredParameters::new(config.hash_ignore_query.iter().map(String::as_str)),
             when_all_behind: config.when_all_behind,
             bypass_max_requests_per_node: config.bypass_max_requests_per_node,
@@ -88,7 +89,7 @@ impl EdgeSelect {
                 && Some(member.node.endpoint_id) != tried
                 && member.node.live.inflight() < self.bypass_max_requests_per_node
         };
-        balance::pick(Policy::LeastRequest, fleet.web.members(), lb, None, has_room)
+        balance::pick(Policy::LeastRequest, &fleet.web, lb, None, has_room)
     }
 
     /// The last resort: the Varnish that misses the fewest purges, and best one that owes no flush.
@@ -108,7 +109,7 @@ impl Select for EdgeSelect {
 
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let may_serve = |member: &Member| self.may_serve(member) && Some(member.node.endpoint_id) != tried;
-        let current = balance::pick(self.policy, fleet.varnish.members(), lb, self.bounded_load, may_serve);
+        let current = balance::pick(self.policy, &fleet.varnish, lb, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {
             WhenAllBehind::Bypass => self.bypass(fleet, lb, tried).or_else(|| self.least_behind(fleet, tried)),
             WhenAllBehind::Serve => self.least_behind(fleet, tried),
@@ -134,7 +135,7 @@ impl Select for EdgeSelect {
         }
         // Nothing old is served, and nothing refused, while there is a cache that may have a fresh page.
         let may_serve = |member: &Member| self.may_serve(member) && !told.contains(&member.node.endpoint_id);
-        match balance::pick(self.policy, fleet.varnish.members(), lb, None, may_serve) {
+        match balance::pick(self.policy, &fleet.varnish, lb, None, may_serve) {
             Some(member) => PastCaches::Cache(Arc::clone(&member.node)),
             None if self.when_all_behind == WhenAllBehind::Refuse => PastCaches::Refuse,
             None => PastCaches::Serve { is_counted: !self.fence.admits(&last.live) },
@@ -160,7 +161,7 @@ mod tests {
         let varnish = cursors.iter().enumerate();
         let varnish = varnish.map(|(n, &cursor)| member(Role::Varnish, &format!("v{n}"), n as u64, cursor)).collect();
         let web = (0..web).map(|n| member(Role::Web, &format!("w{n}"), 100 + n as u64, 0)).collect();
-        Snapshot { version: 1, varnish: Pool::new(varnish, 0.0), web: Pool::new(web, 0.5) }
+        Snapshot { version: 1, varnish: Pool::new(varnish, 0.0, None), web: Pool::new(web, 0.5, None) }
     }
 
     fn edge(when_all_behind: WhenAllBehind, answered: u64) -> EdgeSelect {

@@ -12,6 +12,7 @@
 //! The fence is derived from these. A Varnish is *current* when its cursor has reached the last position that was
 //! answered to a client ([`Fence`]), so there is no flag that could be set too late or cleared too early.
 
+mod candidates;
 mod event;
 mod fault;
 mod fence;
@@ -19,13 +20,17 @@ mod headers;
 mod health;
 mod life_signs;
 mod lost_nodes;
+mod member;
 mod node;
 mod node_override;
 mod overrides;
+mod peak_latency;
+mod rank_memo;
 mod seal_standing;
 mod snapshot;
 mod varnish;
 
+pub use candidates::{Candidates, LoadEstimate, Tickets, WHOLE_TRAFFIC, WeightGroup};
 pub use event::{CheckResult, Event, Verdict};
 pub use fault::{FaultKind, NodeFault};
 pub use fence::Fence;
@@ -33,12 +38,15 @@ pub use headers::{FieldValue, SecretHeaders};
 pub use health::{Health, HealthState, Thresholds};
 pub use life_signs::{FILL_LATENCY, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
+pub use member::Member;
 pub use node::{
     InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Reliance, Role, ServingState,
-    TrialState, WHOLE_SHARE, node_key,
+    TrialState, WHOLE_SHARE, node_key, spread_bits,
 };
 pub use node_override::{NodeOverride, OverrideChange};
 pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};
+pub use peak_latency::{FAILURE_COST, PeakLatency};
+pub use rank_memo::{REMEMBERED, RankMemo, Ranks};
 pub use seal_standing::{CacheDoubts, ReturnsSeals, SealStanding, SealsShown};
-pub use snapshot::{Member, Pool, Snapshot};
+pub use snapshot::{Pool, Snapshot};
 pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

@@ -78,6 +78,8 @@ pub struct KeeperContext {
     pub checks: HealthChecks,
     /// What purges and health checks to every Varnish carry.
     pub headers: SecretHeaders,
+    /// The zone of this clearcoat, if it is known.
+    pub zone: Option<Arc<str>>,
     /// How long a node is kept that its source does not name any more.
     pub retain: Duration,
     /// Delivers purges to the Varnish nodes.
@@ -263,19 +265,20 @@ impl FleetKeeper {
     }
 
     fn publish(&self) {
-        let KeeperContext { fleet, checks, deliveries, .. } = &self.context;
+        let KeeperContext { fleet, checks, deliveries, zone, .. } = &self.context;
         let members = |role| {
             let of_role = self.nodes.iter().filter(move |((of, _), _)| *of == role);
             of_role.map(|(identity, state)| state.member(self.lost_nodes.is_absent(identity))).collect()
         };
         let before = fleet.load();
         let version = before.version + 1;
-        let web = Pool::new(members(Role::Web), checks.web.panic_threshold);
+        let zone = zone.as_deref();
+        let web = Pool::new(members(Role::Web), checks.web.panic_threshold, zone).remembering(&before.web);
         if web.panics() && !before.web.panics() {
             tracing::warn!("too few web nodes are up: their health is ignored until more are");
         }
         // Caches are never used against their health: a sick one can be skipped, the web nodes cannot.
-        let varnish = Pool::new(members(Role::Varnish), 0.0);
+        let varnish = Pool::new(members(Role::Varnish), 0.0, zone).remembering(&before.varnish);
         if self.settled {
             self.start_slowly(&web, &before.web);
             self.start_slowly(&varnish, &before.varnish);

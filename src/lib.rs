@@ -31,7 +31,7 @@
 //!
 //! This is a program, not a library: `main.rs` needs [`cli`] alone, and nothing here is a stable interface. Modules are
 //! public all the same: `cargo doc` then shows the whole tour, and the integration tests and the benchmarks are
-//! separate crates. Those use [`fleet`], [`http1`], [`http_server`], [`purge`], [`purge_api`], [`shutdown`],
+//! separate crates. Those use [`balance`], [`fleet`], [`http1`], [`http_server`], [`purge`], [`purge_api`], [`shutdown`],
 //! [`telemetry`] and [`varnish`]; in the other modules `pub` is for this crate alone.
 
 pub mod admin;

@@ -54,6 +54,7 @@ pub fn frontend(
         offload_header: None,
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
+        notes_latency: config.policy == Policy::PeakEwma,
         select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),
         store: Some(StorePolicy::new(config.guard.then_some(guard), sealing, metrics)),
         freshness: None,
@@ -73,7 +74,7 @@ impl Select for OriginSelect {
 
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let may_serve = |member: &Member| member.usable && Some(member.node.endpoint_id) != tried;
-        balance::pick(self.policy, fleet.web.members(), lb, None, may_serve)
+        balance::pick(self.policy, &fleet.web, lb, None, may_serve)
             .map(|member| Arc::clone(&member.node))
             .ok_or(NoNode::NoneUp)
     }

@@ -28,6 +28,7 @@ mod failure;
 mod freshness;
 mod frontend;
 mod http2;
+mod latency;
 mod listener;
 mod notices;
 mod request;

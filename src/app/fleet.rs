@@ -30,6 +30,7 @@ pub(super) fn keep(
         fleet: Arc::clone(&engine.fleet),
         checks: config.health.clone(),
         headers: config.purge.headers.clone(),
+        zone: config.replica.zone.as_deref().map(Arc::from),
         retain: config.registry.retain,
         deliveries: Arc::clone(&engine.deliveries),
         trials: config.health.varnish.trial.then(|| Arc::clone(&engine.trials)),

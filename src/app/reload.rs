@@ -254,6 +254,7 @@ mod tests {
             id,
             address: "10.0.0.1:80".into(),
             weight,
+            zone: None,
             delivery,
             header_limit,
             send_proxy,

@@ -124,6 +124,7 @@ fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
         id,
         address: address.to_string(),
         weight: 1,
+        zone: None,
         delivery: None,
         header_limit: None,
         send_proxy: SendProxy::Off,

@@ -264,6 +264,8 @@ fn claim(taken: &mut HashMap<SocketAddr, String>, listen: &str, addresses: &[Soc
 fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
     let is_factor = edge.bounded_load.is_none_or(|factor| factor >= 1.0);
     rules.require(is_factor, "edge.bounded_load", "must be 0 (off) or at least 1.0");
+    let reason = "must be at least 1; set edge.bounded_load to 0 for no bound";
+    rules.require(edge.bounded_load_from >= 1, "edge.bounded_load_from", reason);
     check_parameters("edge.hash_ignore_query", &edge.hash_ignore_query, rules);
     let reason = "must be at least 1; set edge.when_all_behind to serve or refuse for no bypass";
     rules.require(edge.bypass_max_requests_per_node >= 1, "edge.bypass_max_requests_per_node", reason);

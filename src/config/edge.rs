@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optional::empty_is_none;
 use super::text;
-use crate::balance::Policy;
+use crate::balance::{BoundedLoad, Policy};
 
 /// What Magento 2.4.8 strips from a URL before its own hash (`Identifier::getMarketingParameterPatterns`, and its VCL), and
 /// what other shops' advertisements use. `ie` and `origin`, which older VCLs of Magento stripped as well, are none.
@@ -35,6 +35,9 @@ pub struct Edge {
     /// 0 turns that off, else at least 1. Default 1.25.
     #[serde(with = "empty_is_none")]
     pub bounded_load: Option<f64>,
+    /// How many requests in flight are never too much for a node, whatever the mean is: requests for one page that come
+    /// together stay together in a small fleet. At least 1, default 32.
+    pub bounded_load_from: u32,
     /// Query parameters that do not make a URL another page: a name, or a name with one trailing `*`. Our VCL strips
     /// them, so that it is one list: `clearcoat vcl` writes it there. Default [`MARKETING_PARAMETERS`].
     pub hash_ignore_query: Vec<String>,
@@ -69,6 +72,7 @@ impl Default for Edge {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 8080))],
             policy: Policy::Rendezvous,
             bounded_load: Some(1.25),
+            bounded_load_from: 32,
             hash_ignore_query: MARKETING_PARAMETERS.map(str::to_owned).to_vec(),
             when_all_behind: WhenAllBehind::Bypass,
             bypass_max_requests_per_node: 32,
@@ -79,6 +83,13 @@ impl Default for Edge {
             seal: true,
             tls: Vec::new(),
         }
+    }
+}
+
+impl Edge {
+    /// When a node passes keys on.
+    pub fn bounded_load(&self) -> Option<BoundedLoad> {
+        self.bounded_load.map(|factor| BoundedLoad { factor, from: self.bounded_load_from })
     }
 }
 

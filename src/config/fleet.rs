@@ -106,6 +106,10 @@ pub struct Replica {
     /// to the first of `peers`, with the first port of `purge.listen`.
     #[serde(with = "empty_is_none")]
     pub address: Option<String>,
+    /// The zone in which it stands, as its nodes name theirs: where no hash decides, those of the same zone come first.
+    /// Default: none, all nodes are alike.
+    #[serde(with = "empty_is_none")]
+    pub zone: Option<String>,
     /// The purge listeners of the others, if they have no journal in etcd. This replica itself may be among
     /// them. Default: none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
@@ -183,6 +187,9 @@ pub struct StaticNode {
     /// Its share of the traffic next to its peers, 0 (no new traffic) to 65535. Default 1.
     #[serde(default = "one")]
     pub weight: u32,
+    /// The zone in which it stands. Default: none.
+    #[serde(default, with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// The dialect of purges to a Varnish, default `magento`; always set for a Varnish, never for a web node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<PurgeDialect>,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, NodeOverride, ReturnsSeals, SealStanding, SendProxy, VarnishSettings};
+use super::{LifeSigns, NodeOverride, PeakLatency, ReturnsSeals, SealStanding, SendProxy, VarnishSettings};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -176,7 +176,7 @@ pub struct NodeSpec {
     pub address: SocketAddr,
     /// Its registered share of the traffic relative to its peers. 0 means drain: no new traffic, but purges.
     pub weight: u32,
-    /// Where it stands, for people.
+    /// Where it stands.
     pub zone: Option<Arc<str>>,
     /// Further data for people and their tools.
     pub labels: BTreeMap<String, String>,
@@ -241,14 +241,14 @@ pub struct Node {
     /// Identifies this pair of id and address within the process: connections are pooled under it, so that none to an
     /// old address is used after a change.
     pub endpoint_id: u64,
-    /// The node's seed in the rendezvous hash, derived from the id alone.
+    /// The node's seed in the rendezvous hash, derived from the id alone: a hash of it, [spread](spread_bits).
     pub seed: u64,
 }
 
 impl Node {
     /// A node of the fleet keeper. `endpoint_id` is unique in the process.
     pub fn new(spec: NodeSpec, live: Arc<Live>, endpoint_id: u64) -> Self {
-        let seed = xxhash_rust::xxh3::xxh3_64(spec.id.as_str().as_bytes());
+        let seed = spread_bits(xxhash_rust::xxh3::xxh3_64(spec.id.as_str().as_bytes()));
         let (operator, weight) = (NodeOverride::default(), spec.weight);
         Node { spec, operator, weight, live, endpoint_id, seed }
     }
@@ -265,6 +265,12 @@ impl Node {
     pub fn id(&self) -> &NodeId {
         &self.spec.id
     }
+}
+
+/// Spreads the bits of a word, so that it can be mixed with another one by an exclusive or. Done once for a seed, and not
+/// for each request.
+pub fn spread_bits(word: u64) -> u64 {
+    word.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// The share of a node with its full traffic, and the unit of shares.
@@ -298,6 +304,8 @@ pub struct Live {
     is_questioned: AtomicBool,
     /// When it was seen to run.
     pub life_signs: LifeSigns,
+    /// How long its answers take to begin, if the listener's policy asks for that.
+    pub latency: PeakLatency,
     /// The difference to [`WHOLE_SHARE`].
     withheld: AtomicU32,
     /// A [`TrialState`].

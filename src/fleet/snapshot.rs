@@ -1,9 +1,9 @@
 //! One immutable view of the fleet. A request loads it once and keeps it to its end, so that the number of nodes and an
 //! index into them always come from the same snapshot.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 
-use super::{Health, Node, NodeFault, NodeId, Role};
+use super::{Candidates, Health, Member, NodeId, Role};
 
 /// The fleet at one moment.
 #[derive(Debug, Default)]
@@ -31,21 +31,11 @@ impl Snapshot {
 pub struct Pool {
     members: Vec<Member>,
     panic: bool,
-}
-
-/// A node with the keeper's state.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// The node.
-    pub node: Arc<Node>,
-    /// Its health when the snapshot was made.
-    pub health: Health,
-    /// Why it is down; `None` if it is not.
-    pub fault: Option<NodeFault>,
-    /// Whether it is kept though its source no longer names it.
-    pub retained: bool,
-    /// Whether health and weight allow traffic to it.
-    pub usable: bool,
+    candidates: Candidates,
+    /// All that are used, in order.
+    endpoint_ids: Vec<u64>,
+    /// All addresses without ports, in order.
+    addresses: Vec<IpAddr>,
 }
 
 impl Pool {
@@ -54,8 +44,9 @@ impl Pool {
     /// `panic_threshold` is a share from 0 to 1: if fewer of the checked nodes are up, health is ignored, because a
     /// check that fails nearly everywhere is more likely to be wrong than right (Magento's own health check fails on
     /// every node at once when the database hiccups). 0 turns it off. While no node is up yet that takes traffic, unchecked
-    /// nodes may serve: those that are up may all be about to go, replaced by these.
-    pub fn new(mut members: Vec<Member>, panic_threshold: f64) -> Self {
+    /// nodes may serve: those that are up may all be about to go, replaced by these. `zone` is where this clearcoat stands, if
+    /// that is known.
+    pub fn new(mut members: Vec<Member>, panic_threshold: f64, zone: Option<&str>) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
         let count = |health| members.iter().filter(|member| member.health == health).count();
         let (up, down) = (count(Health::Up), count(Health::Down));
@@ -70,7 +61,24 @@ impl Pool {
             };
             member.usable = member.node.weight > 0 && (healthy || panic);
         }
-        Pool { members, panic }
+        let candidates = Candidates::new(&members, zone);
+        let mut endpoint_ids: Vec<_> = members.iter().map(|member| member.node.endpoint_id).collect();
+        let mut addresses: Vec<_> = members.iter().map(|member| member.node.spec.address.ip().to_canonical()).collect();
+        endpoint_ids.sort_unstable();
+        addresses.sort_unstable();
+        Pool { members, panic, candidates, endpoint_ids, addresses }
+    }
+
+    /// The same pool with a memory for the ranks of its nodes: that of the last snapshot, if nothing has changed that ranks
+    /// depend on.
+    pub fn remembering(mut self, before: &Pool) -> Self {
+        self.candidates.remember(&before.candidates);
+        self
+    }
+
+    /// Those that may get traffic.
+    pub fn candidates(&self) -> &Candidates {
+        &self.candidates
     }
 
     /// All nodes, whatever their state.
@@ -83,6 +91,16 @@ impl Pool {
         self.panic
     }
 
+    /// Whether a node has this endpoint. Each worker asks for all of its connections ten times a second.
+    pub fn has_endpoint(&self, endpoint_id: u64) -> bool {
+        self.endpoint_ids.binary_search(&endpoint_id).is_ok()
+    }
+
+    /// Whether a node has this address, with any port.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.binary_search(&address.to_canonical()).is_ok()
+    }
+
     /// The node with this id.
     pub fn get(&self, id: &NodeId) -> Option<&Member> {
         self.members.binary_search_by(|member| member.node.id().cmp(id)).ok().map(|index| &self.members[index])
@@ -91,8 +109,10 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::fleet::{Live, NodeSpec};
+    use crate::fleet::{Live, Node, NodeSpec};
 
     fn pool(states: &[(&str, Health)], panic_threshold: f64) -> Pool {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
@@ -100,7 +120,7 @@ mod tests {
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
             Member { node, health: *health, fault: None, retained: false, usable: false }
         };
-        Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold)
+        Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold, None)
     }
 
     fn usable(pool: &Pool) -> Vec<&str> {
@@ -123,7 +143,7 @@ mod tests {
         let mut members = pool(&[("a", Health::Up), ("b", Health::Unknown)], 0.5).members().to_vec();
         let drained = NodeSpec { weight: 0, ..members[0].node.spec.clone() };
         members[0].node = Arc::new(Node::new(drained, Arc::new(Live::default()), 9));
-        assert_eq!(usable(&Pool::new(members, 0.5)), ["b"]);
+        assert_eq!(usable(&Pool::new(members, 0.5, None)), ["b"]);
     }
 
     #[test]
@@ -138,5 +158,17 @@ mod tests {
         let pool = pool(&[("b", Health::Up), ("a", Health::Up)], 0.5);
         assert_eq!(pool.get(&NodeId::try_from("b").unwrap()).unwrap().node.id().as_str(), "b");
         assert!(pool.get(&NodeId::try_from("c").unwrap()).is_none());
+    }
+
+    #[test]
+    fn endpoints_and_addresses_are_those_of_its_nodes() {
+        let pool = pool(&[("b", Health::Down), ("a", Health::Up)], 0.5);
+        assert_eq!([0, 1, 2].map(|endpoint| pool.has_endpoint(endpoint)), [true, true, false]);
+        let address = |text: &str| text.parse().unwrap();
+        assert_eq!(
+            ["127.0.0.1", "::ffff:127.0.0.1", "127.0.0.2"].map(|text| pool.has_address(address(text))),
+            [true, true, false]
+        );
+        assert!(!Pool::default().has_endpoint(0) && !Pool::default().has_address(address("127.0.0.1")));
     }
 }

@@ -49,6 +49,7 @@ fn rig(panic_threshold: f64) -> Rig {
         fleet,
         headers,
         checks,
+        zone: None,
         retain,
         deliveries,
         trials,

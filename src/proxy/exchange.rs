@@ -8,6 +8,7 @@ use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::Phase;
 use super::failure::Failure;
+use super::latency;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::spans;
@@ -118,6 +119,7 @@ async fn try_handle(
     let (mut second_look, mut takes_stale) = (None::<Box<SecondLook>>, false);
     loop {
         request.trace.begin_try(&node);
+        latency::begin(request, client.frontend.notes_latency);
         let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
         let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
             Ok(after) => {
@@ -127,6 +129,9 @@ async fn try_handle(
             Err(failed) => failed,
         };
         request.trace.fail_try(&failure);
+        if client.frontend.notes_latency {
+            latency::note_failure(&client.worker, request, &node, &failure, reused);
+        }
         let failure = match failure {
             Failure::Stale(page) => {
                 tracing::debug!(request = %request.name(), node = %node.id(), ?page, "a stale answer is thrown away");
@@ -188,7 +193,7 @@ fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failu
     access::name(client, request);
     spans::begin(client, request);
     let Frontend { select, store, freshness, .. } = &*client.frontend;
-    let lb = client.worker.lb_context(select.request_hash(&request.head));
+    let lb = client.worker.lb_context(select.request_hash(&request.head), request.began);
     request.mark = store.as_ref().map(StorePolicy::mark).unwrap_or_default();
     request.known = freshness.as_ref().map_or(0, Freshness::known);
     request.trace.phase = RequestPhase::Queue;

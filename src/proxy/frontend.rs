@@ -36,6 +36,8 @@ pub struct Frontend {
     pub purge_methods: Arc<[String]>,
     /// Requests that are answered here, without a node.
     pub own_answer: OwnAnswers,
+    /// How long nodes take to begin an answer is noted ([`crate::fleet::PeakLatency`]), since its policy asks for that.
+    pub notes_latency: bool,
     /// Chooses the node of a request.
     pub select: Arc<dyn Select>,
     /// What the caches behind this listener may store; `None` if there are none.
@@ -117,10 +119,7 @@ impl Frontend {
     pub(super) fn trusts(&self, peer: IpAddr, fleet: &Snapshot) -> bool {
         match &self.trust {
             Trust::Networks(networks) => networks.iter().any(|network| network.contains(&peer)),
-            Trust::VarnishNodes => {
-                let mut nodes = fleet.varnish.members().iter();
-                nodes.any(|member| member.node.spec.address.ip().to_canonical() == peer)
-            }
+            Trust::VarnishNodes => fleet.varnish.has_address(peer),
         }
     }
 

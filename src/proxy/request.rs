@@ -66,6 +66,8 @@ pub(super) struct Request {
     /// it then.
     pub(super) asked_at: Position,
     pub(super) asked_a_sealing: bool,
+    /// When a node was asked, while its answer has not begun and its latency is noted.
+    pub(super) asked_node: Option<Instant>,
     /// The status sent to the client, once an answer has begun.
     pub(super) status: Option<u16>,
     /// What is noted for the access log and the metrics.
@@ -95,6 +97,7 @@ impl Request {
             known: 0,
             asked_at: 0,
             asked_a_sealing: false,
+            asked_node: None,
             status: None,
             trace: Trace::default(),
             answer: Vec::new(),

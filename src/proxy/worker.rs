@@ -91,7 +91,7 @@ pub struct Worker {
     pub(super) notices: Notices,
     rules: RefCell<WorkerRules>,
     random: RefCell<fastrand::Rng>,
-    turn: Cell<u64>,
+    turn: Cell<u32>,
     stage: Cell<Stage>,
 }
 
@@ -109,7 +109,7 @@ impl Worker {
             requests: RequestPool::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
             random: RefCell::default(),
-            turn: Cell::new(index as u64),
+            turn: Cell::new(index as u32),
             stage: Cell::new(Stage::Running),
         }
     }
@@ -119,10 +119,16 @@ impl Worker {
         RequestId::new(random.u64(..), random.u64(..))
     }
 
-    pub(super) fn lb_context(&self, request_hash: u64) -> LbContext {
+    /// The context of a request that began then.
+    pub(super) fn lb_context(&self, request_hash: u64, began: Instant) -> LbContext {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
-        LbContext { request_hash, turn, random: self.random.borrow_mut().u64(..) }
+        LbContext { request_hash, turn, now_ms: self.latency_time(began), random: self.random.borrow_mut().u64(..) }
+    }
+
+    /// A moment as latencies have it: all workers count from the same one.
+    pub(super) fn latency_time(&self, moment: Instant) -> u32 {
+        moment.saturating_duration_since(self.shared.started).as_millis() as u32
     }
 
     /// The rules of the listener whose requests go to nodes of this role.
@@ -234,10 +240,7 @@ impl Worker {
         if edge_nodes.is_full() || origin_nodes.is_full() {
             self.close_unused();
         }
-        let in_fleet = |endpoint_id| {
-            let has = |role| fleet.pool(role).members().iter().any(|member| member.node.endpoint_id == endpoint_id);
-            has(Role::Varnish) || has(Role::Web)
-        };
+        let in_fleet = |endpoint_id| fleet.varnish.has_endpoint(endpoint_id) || fleet.web.has_endpoint(endpoint_id);
         self.pools.sweep(Instant::now(), in_fleet);
         stage
     }

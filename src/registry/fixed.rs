@@ -248,7 +248,7 @@ impl FixedNode {
     }
 
     fn spec(&self, address: SocketAddr) -> NodeSpec {
-        let StaticNode { role, id, weight, delivery, header_limit, send_proxy, headers, .. } = self.node.clone();
+        let StaticNode { role, id, weight, zone, delivery, header_limit, send_proxy, headers, .. } = self.node.clone();
         let settings = || VarnishSettings {
             delivery: delivery.unwrap_or_default(),
             header_limit: header_limit.unwrap_or(DEFAULT_HEADER_LIMIT),
@@ -256,7 +256,8 @@ impl FixedNode {
             epoch: None,
             headers,
         };
-        NodeSpec { weight, varnish: (role == Role::Varnish).then(settings), ..NodeSpec::new(role, id, address) }
+        let varnish = (role == Role::Varnish).then(settings);
+        NodeSpec { weight, zone: zone.map(Arc::from), varnish, ..NodeSpec::new(role, id, address) }
     }
 }
 
@@ -273,7 +274,7 @@ mod tests {
         let id = NodeId::try_from(id).unwrap();
         let (delivery, header_limit, send_proxy) = (None, None, SendProxy::Off);
         let (address, headers) = (address.into(), SecretHeaders::default());
-        StaticNode { role: Role::Web, id, address, weight, delivery, header_limit, send_proxy, headers }
+        StaticNode { role: Role::Web, id, address, weight, zone: None, delivery, header_limit, send_proxy, headers }
     }
 
     /// The next event as text: a join as `id address weight`.

@@ -3,6 +3,7 @@
 mod access_log;
 mod bodies;
 mod bypass;
+mod choice;
 mod corpus;
 mod drain;
 mod failures;

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::super::bypass;
 use super::super::deadline::Phase;
 use super::super::failure::Failure;
+use super::super::latency;
 use super::super::request::Request;
 use super::super::stream::Stream;
 use super::super::trace::RequestPhase;
@@ -271,11 +272,13 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
     }
 
     /// What is to become of the head that was read.
-    fn classify_head(&self) -> Result<HeadKind, Failure> {
-        let Request { response, head, .. } = &*self.exchange.request;
-        if response.is_interim() {
+    fn classify_head(&mut self) -> Result<HeadKind, Failure> {
+        if self.exchange.request.response.is_interim() {
             return Ok(HeadKind::Interim);
         }
+        let Exchange { client, request, node, .. } = &mut *self.exchange;
+        latency::note_answer(&client.worker, request, node);
+        let Request { response, head, .. } = &**request;
         if response.status != 101 {
             return self.find_stale().map_or(Ok(HeadKind::Final), |page| Err(Failure::Stale(page)));
         }

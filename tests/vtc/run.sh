@@ -7,9 +7,34 @@
 #
 # Each runs without and with vcl/xkey.vcl, which must change nothing but what is new; those whose name begins with xkey-
 # are about what is new. A Varnish 6 without vmod_xkey is tested without it.
+#
+# They wait most of their time, so twice as many run at once as there are cores; JOBS=N is another number.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
+# run_one NAME VERSION without|with
+run_one() {
+    case $3 in
+        without) addition=/dev/null label="varnish$2.vcl" ;;
+        *) addition=$root/vcl/xkey.vcl label="varnish$2.vcl with xkey.vcl" ;;
+    esac
+    log=$work/$1-$2-$3
+    if TMPDIR=$work varnishtest -Dvcl="$root/vcl/varnish$2.vcl" -Drender="env ADDITION=$addition sh $here/render.sh" \
+        "$here/$1.vtc" > "$log" 2>&1; then
+        echo "ok      $1 ($label)"
+    else
+        # In one piece, as others print meanwhile.
+        printf 'FAILED  %s (%s)\n%s\n' "$1" "$label" "$(cat "$log")"
+    fi
+}
+
+# One of those that run at once.
+if [ "${1-}" = --one ]; then
+    work=$2
+    shift 2
+    run_one "$@"
+    exit
+fi
 work=$(mktemp -d)
 # Started by root, Varnish compiles VCL as another user, who must be able to read it.
 chmod 755 "$work"
@@ -31,26 +56,6 @@ if ! varnishd -C -f "$work/xkey.vcl" -n "$work/probe" > "$work/which" 2>&1; then
     additions=without
 fi
 
-passed=0
-failed=0
-
-# run_one NAME VERSION without|with
-run_one() {
-    case $3 in
-        without) addition=/dev/null label="varnish$2.vcl" ;;
-        *) addition=$root/vcl/xkey.vcl label="varnish$2.vcl with xkey.vcl" ;;
-    esac
-    if TMPDIR=$work varnishtest -Dvcl="$root/vcl/varnish$2.vcl" -Drender="env ADDITION=$addition sh $here/render.sh" \
-        "$here/$1.vtc" > "$work/log" 2>&1; then
-        passed=$((passed + 1))
-        echo "ok      $1 ($label)"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1 ($label)"
-        cat "$work/log"
-    fi
-}
-
 for test in "$here"/*.vtc; do
     name=$(basename "$test" .vtc)
     if [ $# -gt 0 ]; then
@@ -65,9 +70,13 @@ for test in "$here"/*.vtc; do
         case " $known " in *" $version "*) ;; *) continue ;; esac
         for which in $additions; do
             case $name-$which in xkey-*-without) continue ;; esac
-            run_one "$name" "$version" "$which"
+            echo "$name $version $which"
         done
     done
-done
+done > "$work/all"
+cores=$(nproc)
+xargs -P "${JOBS:-$((2 * cores))}" -n 3 sh "$here/run.sh" --one "$work" < "$work/all" | tee "$work/results"
+passed=$(grep -c '^ok ' "$work/results")
+failed=$(($(wc -l < "$work/all") - passed))
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

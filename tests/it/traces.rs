@@ -73,7 +73,8 @@ fn a_request_from_edge_to_web_node_is_one_trace_and_tells_no_secret() {
     assert_eq!((&*to_web.get("clearcoat.node"), &*to_web.get("http.response.status_code")), ("web-1", "200"));
     let times = |of: &Collected| (of.span.start_time_unix_nano, of.span.end_time_unix_nano);
     let (outer, inner) = (times(&edge), times(&to_web));
-    assert!(outer.0 <= inner.0 && inner.0 <= inner.1 && inner.1 <= outer.1, "{outer:?} {inner:?}");
+    // Who has written the last byte notes the end after that, and the reader may have it by then.
+    assert!(outer.0 <= inner.0 && inner.0 <= inner.1 && inner.0 <= outer.1, "{outer:?} {inner:?}");
     // A hit ends at the Varnish.
     ask();
     let hit = collector.eventually("the span of a hit", |spans| {

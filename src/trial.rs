@@ -64,8 +64,6 @@ type OnUnsealed = Box<dyn Fn(&NodeId, UnsealedCache) + Send + Sync>;
 pub enum UnsealedCache {
     /// The node does not return seals, and would store more of that.
     Distrust,
-    /// Nothing is known of that: the trial says nothing of seals.
-    Unknown,
     /// The node has just begun to return seals: once emptied, its cache has nothing without one.
     Empty,
 }
@@ -216,15 +214,6 @@ impl Trials {
             // Its finding is logged.
             (_, SealsShown::NotPurged | SealsShown::NotReturned) => UnsealedCache::Distrust,
         };
-        self.treat(id, unsealed);
-    }
-
-    /// Records that a trial said nothing of a node's seals.
-    fn record_nothing_of_seals(&self, node: &Node) {
-        self.treat(node.id(), UnsealedCache::Unknown);
-    }
-
-    fn treat(&self, id: &NodeId, unsealed: UnsealedCache) {
         if let Some(treat) = self.on_unsealed.get() {
             treat(id, unsealed);
         }

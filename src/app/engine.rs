@@ -105,7 +105,6 @@ impl Engine {
         let caches = Arc::clone(&deliveries);
         trials.on_unsealed(move |node, unsealed| match unsealed {
             UnsealedCache::Distrust => caches.distrust(node),
-            UnsealedCache::Unknown => caches.flush_unjudged(node),
             UnsealedCache::Empty => caches.empty(node),
         });
         let tried = Arc::downgrade(&trials);

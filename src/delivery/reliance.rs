@@ -5,10 +5,12 @@
 //! cease: a VCL begins to drop them, `edge.seal`, `purge.wait_for` or the trial is switched off, clearcoat is restarted in
 //! between. The page is there still, nobody sees its age any more, and no ban will come for it.
 //!
-//! **So a cache that relies on seals serves only while a trial of this process has shown that its node returns them**
-//! ([`Live::must_be_flushed`](crate::fleet::Live::must_be_flushed)). That is no event that somebody has to notice, but what the fence
-//! reads with each request: a new process, a node registered anew, a trial that proves nothing are all the same. Otherwise the
-//! node is out until it has been flushed, as soon as there is a verdict that it is to be.
+//! **So what a cache that relies on seals answers without one passes only while a trial of this process has shown that its node
+//! returns them** ([`Live::may_hide_seals`](crate::fleet::Live::may_hide_seals)). That is no event that somebody has to notice,
+//! but what is looked at with each answer: a new process, a node registered anew, a trial that proves nothing are all the
+//! same. What it answers with a seal is judged by that as ever, so a restart costs no cache. Where a trial has shown that it
+//! returns none, or nobody judges them in this process, the node is out until it has been flushed
+//! ([`Live::must_be_flushed`](crate::fleet::Live::must_be_flushed)).
 //!
 //! **A flush counts** in the way of a purge that no seal shows: it is sent again when the pages that were on their way to the
 //! node have landed. It does not count of a node that was seen not to carry purges out.
@@ -138,9 +140,7 @@ impl Deliveries {
         }
         if self.relying.told(node).is_some() {
             self.show_reliance(node);
-            if !self.context.has_trials || self.context.sealed.is_none() {
-                self.flush_if_it_must_be(node, flush);
-            }
+            self.flush_if_it_must_be(node, flush);
         }
     }
 
@@ -153,7 +153,7 @@ impl Deliveries {
     }
 
     fn show_reliance(&self, node: &Node) {
-        let judges = self.context.sealed.is_some();
+        let judges = self.context.sealed.is_some() && self.context.has_trials;
         node.live.set_reliance(if judges { Reliance::OnSeals } else { Reliance::Unjudged });
     }
 
@@ -170,13 +170,6 @@ impl Deliveries {
             );
         }
         flush.want();
-    }
-
-    /// The same for a node of which a trial has shown that it returns no seals, or nothing.
-    pub fn flush_unjudged(&self, node: &NodeId) {
-        if let Some(delivery) = self.nodes.get(node) {
-            self.flush_if_it_must_be(&delivery.node, &delivery.state.wanted_flush);
-        }
     }
 
     /// Records that a node has acknowledged a flush that was wanted so often when it was begun; its cache had been told purges once

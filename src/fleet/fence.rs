@@ -94,12 +94,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_relies_on_seals_serves_only_while_they_are_returned() {
+    fn a_cache_that_relies_on_seals_does_not_serve_when_none_are_returned() {
         let (fence, node) = (Fence::at(3), Live::default());
         node.set_cursor(3);
         for (reliance, [unknown, returns, returns_none]) in [
             (Reliance::No, [true, true, true]),
-            (Reliance::OnSeals, [false, true, false]),
+            (Reliance::OnSeals, [true, true, false]),
             (Reliance::Unjudged, [false, false, false]),
         ] {
             let node = Live::default();

@@ -385,12 +385,18 @@ impl Live {
         self.reliance.load(Ordering::SeqCst) != Reliance::No as u8
     }
 
-    /// Whether it must be flushed before it serves, whatever it has acknowledged: its cache relies on seals, and it is not known to
-    /// return them.
+    /// Whether it must be flushed before it serves, whatever it has acknowledged: its cache relies on seals, and it returns none, or
+    /// nobody judges them.
     pub fn must_be_flushed(&self) -> bool {
         let reliance = self.reliance.load(Ordering::SeqCst);
         reliance == Reliance::Unjudged as u8
-            || reliance == Reliance::OnSeals as u8 && self.seals.returned() != ReturnsSeals::Yes
+            || reliance == Reliance::OnSeals as u8 && self.seals.returned() == ReturnsSeals::No
+    }
+
+    /// Whether an answer without a seal may come from a page that only its seal kept from readers: its cache relies on seals, and
+    /// it is not known to return them.
+    pub fn may_hide_seals(&self) -> bool {
+        self.relies_on_seals() && self.seals.returned() != ReturnsSeals::Yes
     }
 
     /// Records whether its cache relies on seals. Only its delivery calls this.

@@ -6,7 +6,7 @@
 //!
 //! An answer without a seal was stored before answers were sealed, comes from a VCL that drops the field, or is
 //! Varnish's own. It passes if its cache, when it was asked, had acknowledged every purge that the reader remembers, and
-//! need not be [flushed](crate::fleet::Live::must_be_flushed): the fence has then kept the promise. So does an error (5xx,
+//! does not [hide seals](crate::fleet::Live::may_hide_seals): the fence has then kept the promise. So does an error (5xx,
 //! 405), which is not a page. From a cache that lacks such a purge, it counts as stale. A page without a seal of a cache
 //! that relies on them has its node tried: its VCL may have begun to drop them.
 
@@ -83,7 +83,7 @@ impl Freshness {
             if answer.status == 200 && node.live.relies_on_seals() && node.live.question() {
                 self.refresh.try_seals(node.id());
             }
-            let is_admitted = (asked_at >= known || !is_sealing) && !node.live.must_be_flushed();
+            let is_admitted = (asked_at >= known || !is_sealing) && !node.live.may_hide_seals();
             let passes = is_admitted || answer.status == 405 || answer.status >= 500;
             return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
         };

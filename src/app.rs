@@ -42,7 +42,7 @@ use crate::fleet::{Health, NodeKey, Role, Snapshot};
 use crate::http_server;
 use crate::inherited::InheritedSockets;
 use crate::journal::Journal;
-use crate::proxy::{self, Admission, CutRequests, Entrance, IdleWorker, TrafficRules};
+use crate::proxy::{self, Admission, CutRequests, Entrance, IdleWorker, LeaveNotice, NOTICED, TrafficRules};
 use crate::purge_api::PurgeApi;
 use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedNodes;
@@ -67,6 +67,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long the edge, otherwise ready to open, waits at most for the trials of the nodes that are up.
 const LONGEST_TRIAL: Duration = Duration::from_secs(1);
+
+/// The interval at which a clearcoat that ends looks whether another one stays.
+const LOOK_AROUND: Duration = Duration::from_millis(250);
 
 /// The largest request that the admin listener takes, in bytes.
 const MAX_ADMIN_REQUEST: usize = 64 * 1024;
@@ -258,15 +261,21 @@ impl App {
         let overdue = async {
             let times = *parts.times.lock();
             shutdown.advance(Stage::Leaving);
-            tokio::time::sleep(times.leave).await;
-            shutdown.advance(Stage::Draining);
-            let finished = async {
+            if let Some(replicas) = &parts.replicas {
+                replicas.set_serving(false);
+            }
+            let edge_drains = async {
+                tokio::time::sleep(times.leave).await;
+                shutdown.advance(Stage::Draining);
                 // Clients may be waiting for a page that Varnish has yet to fetch through the origin.
                 _ = edge_in_use.recv().await;
+            };
+            let finished = async {
+                tokio::join!(edge_drains, tell_caches(&parts.traffic.leave_notice, parts.replicas.as_ref()));
                 shutdown.advance(Stage::Emptying);
                 std::future::pending::<()>().await;
             };
-            _ = tokio::time::timeout(times.drain, finished).await;
+            _ = tokio::time::timeout(times.leave + times.drain, finished).await;
         };
         let reason = tokio::select! {
             _nothing_is_cut = &mut drained => None,
@@ -448,6 +457,23 @@ fn serve_all<H: http_server::Handler>(
     }
 }
 
+/// Has each Varnish know that this clearcoat is about to end, if another one stays. Returns when nobody sends it more.
+async fn tell_caches(notice: &LeaveNotice, replicas: Option<&Arc<Replicas>>) {
+    let mut told_since = None;
+    loop {
+        let another_stays = match replicas {
+            Some(replicas) => replicas.another_stays().await,
+            None => false,
+        };
+        notice.refuse(another_stays);
+        let told = told_since.get_or_insert_with(tokio::time::Instant::now).elapsed();
+        if !another_stays || !notice.is_asked() || told >= NOTICED {
+            return;
+        }
+        tokio::time::sleep(LOOK_AROUND).await;
+    }
+}
+
 /// What edge and origin are made of, beside their configuration.
 fn traffic_parts(engine: &Engine, config: &Config, replicas: Option<&Arc<Replicas>>) -> TrafficParts {
     let Engine { metrics, guard, fence, trials, journal, deliveries, .. } = engine;
@@ -456,6 +482,7 @@ fn traffic_parts(engine: &Engine, config: &Config, replicas: Option<&Arc<Replica
         guard: Arc::clone(guard),
         trials: Arc::clone(trials),
         sealing: Sealing::of(&**journal, (deliveries, trials), replicas, metrics, config),
+        leave_notice: Arc::default(),
         metrics: Arc::clone(metrics),
     }
 }
@@ -540,6 +567,7 @@ async fn open_listeners(
     }
     origin.send_replace(true);
     if let Some(replicas) = replicas {
+        replicas.set_serving(true);
         // Purges that the other replicas accept from now on are sent to us. Earlier ones are answered already, or will
         // be without us.
         replicas.announced().await;

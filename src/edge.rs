@@ -43,6 +43,7 @@ pub fn frontend(
         offload_header: config.offload_header.as_deref().map(Arc::from),
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
+        leave_notice: None,
         notes_latency: config.policy == Policy::PeakEwma,
         select: Arc::new(select),
         // None of our caches is in front of the edge.

@@ -13,7 +13,8 @@ use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::proxy::{
-    Frontend, IgnoredParameters, NoNode, NoteTags, OwnAnswer, PastCaches, Select, StorePolicy, Trust, request_hash,
+    Frontend, IgnoredParameters, LeaveNotice, NoNode, NoteTags, OwnAnswer, PastCaches, Select, StorePolicy, Trust,
+    request_hash,
 };
 use crate::purge::Guard;
 use crate::seal::PurgedNames;
@@ -32,6 +33,7 @@ pub fn frontend(
     guard: Arc<Guard>,
     sealing: Option<(Arc<PurgedNames>, NoteTags)>,
     trials: Arc<Trials>,
+    leave_notice: Arc<LeaveNotice>,
     metrics: Arc<Metrics>,
 ) -> Frontend {
     // Trial pages are answered here; no path below theirs goes to a web node.
@@ -54,6 +56,7 @@ pub fn frontend(
         offload_header: None,
         purge_methods: purge_methods.into(),
         own_answer: Arc::new(own_answer),
+        leave_notice: Some(leave_notice),
         notes_latency: config.policy == Policy::PeakEwma,
         select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),
         store: Some(StorePolicy::new(config.guard.then_some(guard), sealing, metrics)),

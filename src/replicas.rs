@@ -52,6 +52,7 @@ mod under_way;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -142,6 +143,8 @@ pub struct Replicas {
     id: NodeId,
     own: Record,
     started: Instant,
+    /// Our origin is open, and we are not about to end.
+    serves: AtomicBool,
     /// This process has created our journal.
     fresh: bool,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
@@ -202,6 +205,7 @@ impl Replicas {
             id,
             own,
             started: Instant::now(),
+            serves: AtomicBool::new(false),
             fresh,
             peers: Mutex::default(),
             neighbours: Neighbours::default(),
@@ -239,6 +243,31 @@ impl Replicas {
     /// Messages to the others carry this token from now on.
     pub fn set_token(&self, token: Option<Token>) {
         self.context.token.store(token.map(Arc::new));
+    }
+
+    /// Says to the others, when they ask, whether our origin is open and stays so.
+    pub fn set_serving(&self, serves: bool) {
+        self.serves.store(serves, Ordering::Relaxed);
+    }
+
+    /// Whether another replica serves, and is not about to end: asks all of them. Who does not answer soon counts as none.
+    pub async fn another_stays(self: &Arc<Self>) -> bool {
+        let mut asked = JoinSet::new();
+        for peer in self.sharing() {
+            let this = Arc::clone(self);
+            asked.spawn(
+                async move { peer.greet(&this).await.is_ok_and(|said| said.from.is_some_and(|from| from.serves)) },
+            );
+        }
+        let any = async {
+            while let Some(serves) = asked.join_next().await {
+                if serves.is_ok_and(|serves| serves) {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::time::timeout(ANNOUNCE, any).await.unwrap_or(false)
     }
 
     /// Announces the shutdown, so that purges no longer wait for this replica.

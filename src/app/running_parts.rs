@@ -21,7 +21,7 @@ use crate::edge;
 use crate::files::FileBudget;
 use crate::fleet::Fence;
 use crate::origin;
-use crate::proxy::{Admission, TrafficRules};
+use crate::proxy::{Admission, LeaveNotice, TrafficRules};
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
@@ -37,6 +37,7 @@ pub(super) struct TrafficParts {
     pub(super) guard: Arc<Guard>,
     pub(super) trials: Arc<Trials>,
     pub(super) sealing: Sealing,
+    pub(super) leave_notice: Arc<LeaveNotice>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -48,7 +49,15 @@ impl TrafficParts {
         let Sealing { origin, edge } = self.sealing.clone();
         TrafficRules {
             edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics()),
-            origin: origin::frontend(&config.origin, methods, Arc::clone(&self.guard), origin, trials(), metrics()),
+            origin: origin::frontend(
+                &config.origin,
+                methods,
+                Arc::clone(&self.guard),
+                origin,
+                trials(),
+                Arc::clone(&self.leave_notice),
+                metrics(),
+            ),
             limits: config.limits.clone(),
             access,
         }

@@ -208,8 +208,10 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     request.longest_body = limits.longest_body();
     request.trace.has_head = true;
     if client.frontend.is_purge(&request.head) {
-        request.trace.is_own = !client.frontend.is_public && request.head.path() == PROBE_PATH.as_bytes();
-        return Err(Failure::PurgeMethod);
+        let notice = client.frontend.leave_notice.as_ref().filter(|_| request.head.path() == PROBE_PATH.as_bytes());
+        request.trace.is_own = notice.is_some();
+        let is_leaving = notice.is_some_and(|notice| notice.probe());
+        return Err(if is_leaving { Failure::Leaving } else { Failure::PurgeMethod });
     }
     if request.head.method == Method::Unsupported {
         return Err(Failure::BadMethod);

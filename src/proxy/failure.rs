@@ -22,6 +22,9 @@ pub(super) enum Failure {
     /// The same, of a method that purges: the sender is at the wrong listener.
     #[error("purges are not taken here")]
     PurgeMethod,
+    /// A Varnish asks whether this clearcoat is there, which is about to end. It is counted nowhere.
+    #[error("this clearcoat is about to end")]
+    Leaving,
     /// An internal path, hidden from clients.
     #[error("nothing is there")]
     NotFound,
@@ -96,9 +99,12 @@ impl Failure {
             Failure::BadMethod | Failure::PurgeMethod => (405, "Method Not Allowed"),
             Failure::NotFound => (404, "Not Found"),
             Failure::ClientTimeout => (408, "Request Timeout"),
-            Failure::NoNode(_) | Failure::Stale(_) | Failure::NoPort(_) | Failure::NoFiles | Failure::NodeDown(_) => {
-                (503, "Service Unavailable")
-            }
+            Failure::NoNode(_)
+            | Failure::Stale(_)
+            | Failure::NoPort(_)
+            | Failure::NoFiles
+            | Failure::NodeDown(_)
+            | Failure::Leaving => (503, "Service Unavailable"),
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => (504, "Gateway Timeout"),
             Failure::NodeTimeout => (504, "Gateway Timeout"),
             Failure::Connect(_)
@@ -123,6 +129,7 @@ impl Failure {
             (Failure::PurgeMethod, _) => {
                 "purges go to clearcoat's purge listener (purge.listen, port 6081); this listener is for pages".into()
             }
+            (Failure::Leaving, _) => "this clearcoat is about to end: ask another one".into(),
             (Failure::NotFound, _) => "not found".into(),
             (Failure::ClientTimeout, _) => "the request took too long to arrive".into(),
             (Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_), _) => {
@@ -156,7 +163,7 @@ impl Failure {
         match self {
             Failure::BadHead(BadHead::TooLarge | BadHead::TooManyFields) => FailureReason::RequestHeadTooLarge,
             Failure::BadHead(_) => FailureReason::BadRequest,
-            Failure::BadMethod | Failure::PurgeMethod => FailureReason::MethodRefused,
+            Failure::BadMethod | Failure::PurgeMethod | Failure::Leaving => FailureReason::MethodRefused,
             Failure::NotFound => FailureReason::NotFound,
             Failure::BadBody(_) => FailureReason::BadRequestBody,
             Failure::BodyTooLarge => FailureReason::RequestBodyTooLarge,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::freshness::Freshness;
+use super::leave_notice::LeaveNotice;
 use super::store::StorePolicy;
 use crate::balance::LbContext;
 use crate::fleet::{Node, Role, Snapshot};
@@ -36,6 +37,8 @@ pub struct Frontend {
     pub purge_methods: Arc<[String]>,
     /// Requests that are answered here, without a node.
     pub own_answer: OwnAnswers,
+    /// What the probes of the caches behind this listener are told; `None` if they have none here.
+    pub leave_notice: Option<Arc<LeaveNotice>>,
     /// How long nodes take to begin an answer is noted ([`crate::fleet::PeakLatency`]), since its policy asks for that.
     pub notes_latency: bool,
     /// Chooses the node of a request.

@@ -132,6 +132,7 @@ fn termination(failure: &Failure, phase: RequestPhase) -> [u8; 2] {
         Failure::BadHead(_)
         | Failure::BadMethod
         | Failure::PurgeMethod
+        | Failure::Leaving
         | Failure::NotFound
         | Failure::BadBody(_)
         | Failure::BodyTooLarge => *b"PR",

@@ -299,6 +299,11 @@ impl Peer {
         self.client.ask_purges(replicas, &self.message(replicas, Duration::ZERO), patience).await
     }
 
+    /// Sends it nothing, for its answer.
+    pub(super) async fn greet(&self, replicas: &Replicas) -> Result<Confirmation, PeerError> {
+        self.client.post(replicas, &self.message(replicas, Duration::ZERO)).await
+    }
+
     /// Announces our shutdown, with refused purges that it may not know yet.
     pub(super) async fn send_farewell(&self, replicas: &Replicas) -> Result<Confirmation, PeerError> {
         let record = Some(Record { leaving: true, ..replicas.own.clone() });

@@ -43,6 +43,7 @@ mod reload;
 mod replay;
 mod replicas;
 mod replicas_agree;
+mod rolling_restart;
 mod seal;
 mod seal_attacks;
 mod seal_ceases;

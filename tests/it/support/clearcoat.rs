@@ -208,6 +208,17 @@ impl Clearcoat {
     pub fn kill(&mut self) {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
+        self.hold_ports();
+    }
+
+    /// SIGTERM, and waits for its end, which is an orderly one. Its ports stay reserved.
+    pub fn end(&mut self) {
+        self.terminate();
+        assert!(self.wait().success(), "{}", self.log.text());
+        self.hold_ports();
+    }
+
+    fn hold_ports(&mut self) {
         self.held = [self.edge, self.origin, self.purge, self.admin].map(hold).into();
     }
 

@@ -17,6 +17,8 @@ pub struct Varnish {
     folder: PathBuf,
     vcl: PathBuf,
     listens: Listens,
+    /// What it keeps pages in, as `-s` takes it.
+    storage: &'static str,
     /// Its network namespace, if it is not ours.
     namespace: Option<String>,
     child: Child,
@@ -49,15 +51,28 @@ impl Varnish {
         Varnish::spawn_in(Some(link.namespace.clone()), address, Listens::Http, (folder, id, vcl))
     }
 
-    fn spawn_in(
+    /// Starts one with this storage, such as `malloc,2m`.
+    #[allow(dead_code, reason = "for benches")]
+    pub fn spawn_small(storage: &'static str, folder: &Path, id: &str, vcl: &Path) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Varnish::spawn_with(storage, None, address, Listens::Http, (folder, id, vcl))
+    }
+
+    fn spawn_in(namespace: Option<String>, address: SocketAddr, listens: Listens, place: (&Path, &str, &Path)) -> Self {
+        Varnish::spawn_with("malloc,64m", namespace, address, listens, place)
+    }
+
+    fn spawn_with(
+        storage: &'static str,
         namespace: Option<String>,
         address: SocketAddr,
         listens: Listens,
         (folder, id, vcl): (&Path, &str, &Path),
     ) -> Self {
         let folder = folder.join(id);
-        let child = spawn(namespace.as_deref(), &folder, vcl, address, listens);
-        Varnish { id: id.to_owned(), address, folder, vcl: vcl.to_owned(), listens, namespace, child, held: None }
+        let child = spawn(namespace.as_deref(), &folder, vcl, (address, listens), storage);
+        let (id, vcl) = (id.to_owned(), vcl.to_owned());
+        Varnish { id, address, folder, vcl, listens, storage, namespace, child, held: None }
     }
 
     /// Waits until it serves.
@@ -128,7 +143,8 @@ impl Varnish {
 
     /// Starts it again on the same port, with an empty cache.
     pub fn restart(&mut self) {
-        self.child = spawn(self.namespace.as_deref(), &self.folder, &self.vcl, self.address, self.listens);
+        self.child =
+            spawn(self.namespace.as_deref(), &self.folder, &self.vcl, (self.address, self.listens), self.storage);
         self.ready();
         self.held = None;
     }
@@ -161,10 +177,16 @@ fn within(namespace: Option<&str>, program: &str) -> Command {
     }
 }
 
-fn spawn(namespace: Option<&str>, folder: &Path, vcl: &Path, address: SocketAddr, listens: Listens) -> Child {
+fn spawn(
+    namespace: Option<&str>,
+    folder: &Path,
+    vcl: &Path,
+    (address, listens): (SocketAddr, Listens),
+    storage: &str,
+) -> Child {
     let mut command = within(namespace, "varnishd");
     let protocol = if listens == Listens::Proxy { "PROXY" } else { "HTTP" };
-    command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", "malloc,64m"]);
+    command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", storage]);
     command.arg("-a").arg(format!("{address},{protocol}"));
     command.args(["-p", "http_resp_hdr_len=64k", "-p", "http_resp_size=96k", "-p", "workspace_backend=256k"]);
     // Two threads of each pool are enough for a test, and start faster than a hundred.

@@ -179,10 +179,17 @@ impl Drop for Web {
 }
 
 impl Handler for Node {
+    fn wants_body(&self, head: &http::request::Parts, _peer: SocketAddr) -> bool {
+        head.uri.path() == "/upload"
+    }
+
     async fn handle(&self, request: http::Request<hyper::body::Bytes>, _peer: SocketAddr) -> Response {
         let path = request.uri().path();
         if path == "/health_check.php" {
             return if self.healthy.load(Ordering::SeqCst) { text(200, "ok") } else { text(500, "ill") };
+        }
+        if path == "/upload" {
+            return text(200, request.body().len().to_string());
         }
         let Some(page) = path.strip_prefix("/p/").and_then(|number| number.parse().ok()) else {
             return text(404, "no such page");

@@ -126,7 +126,11 @@ fn run(args: &Args) -> anyhow::Result<bool> {
 /// The time limit of the complete run.
 fn limit(effort: Effort, scenarios: &[Scenario], peers: &[Peer]) -> Duration {
     let of_scenario = |scenario: &Scenario| {
-        let layouts = if scenario.subject == Subject::Workers { 2 } else { 1 };
+        let layouts = match scenario.subject {
+            Subject::Workers => 2,
+            Subject::FleetSize => 4,
+            Subject::Cpu | Subject::CpuOfLargeBodies | Subject::IdleMemory => 1,
+        };
         let contenders = layouts * peers.iter().filter(|peer| scenario.admits(&peer.name)).count();
         SCENARIO_OVERHEAD + (contenders * effort.rounds) as f64 * (effort.seconds + ROUND_OVERHEAD)
     };

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -38,11 +38,12 @@ impl Origin {
     /// # Errors
     /// The system's error.
     pub(crate) fn start(cores: &[usize]) -> anyhow::Result<Self> {
-        let mut address = SocketAddr::from(([127, 0, 0, 1], 0));
+        // At all addresses: a node of a large fleet has one of its own.
+        let mut bound = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let mut threads = Vec::new();
         for &core in cores {
-            let listener = bind(address)?;
-            address = listener.local_addr()?;
+            let listener = bind(bound)?;
+            bound = listener.local_addr()?;
             let poll = Poll::new()?;
             let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
             let thread = std::thread::Builder::new().name(format!("origin-{core}")).spawn(move || {
@@ -51,7 +52,7 @@ impl Origin {
             })?;
             threads.push((waker, thread));
         }
-        Ok(Origin { address, threads })
+        Ok(Origin { address: SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())), threads })
     }
 
     /// Stops it, and reports an error of its threads.

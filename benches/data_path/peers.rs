@@ -41,6 +41,8 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Setup<'a> {
     pub(crate) origin: SocketAddr,
+    /// The number of Varnish nodes, all of which are the origin: each at an address of its own.
+    pub(crate) nodes: u16,
     /// The cores that the proxy may use; it has a worker thread (or process) on each.
     pub(crate) cores: &'a [usize],
     /// Concurrent client connections that it must accept.
@@ -154,7 +156,7 @@ impl Running {
     /// Whether it serves, and does the required work.
     fn serves(&self, setup: &Setup<'_>) -> anyhow::Result<()> {
         if let Kind::Clearcoat(_) = self.peer.kind {
-            probe::fleet_is_well(config::admin(self.address))?;
+            probe::fleet_is_well(config::admin(self.address), setup.nodes)?;
         }
         probe::does_the_work(self.address, setup.tls)
     }

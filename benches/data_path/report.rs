@@ -134,6 +134,9 @@ impl Report {
         for (scenario, outcome) in of(|subject| subject == Subject::Workers) {
             workers_table(&mut out, scenario, outcome)?;
         }
+        for (scenario, outcome) in of(|subject| subject == Subject::FleetSize) {
+            self.fleet_table(&mut out, scenario, outcome)?;
+        }
         for (name, outcome) in results().map(|(scenario, outcome)| (scenario.name, outcome)) {
             for (peer, said) in &outcome.refused {
                 writeln!(out, "`{name}` of {peer}: not available: {}\n", said.replace('\n', " / "))?;
@@ -169,6 +172,25 @@ impl Report {
                 }
             }
             out.push('\n');
+        }
+        out.push('\n');
+        Ok(())
+    }
+
+    fn fleet_table(&self, out: &mut String, scenario: &Scenario, outcome: &Outcome) -> std::fmt::Result {
+        writeln!(out, "CPU time per request in µs, `{}`: {}\n", scenario.name, scenario.says)?;
+        writeln!(out, "| peer | CPU µs (least to most) | to that of its smallest fleet | p99 µs |")?;
+        writeln!(out, "| --- |{}", " ---: |".repeat(3))?;
+        for peer in &self.peers {
+            let sizes = outcome.peers().into_iter().filter(|name| name.starts_with(&format!("{} of ", peer.name)));
+            let mut smallest = None;
+            for name in sizes {
+                let spread = |value: fn(&Round) -> f64| Spread::of(outcome.rounds_of(name), value);
+                let (Some(cpu), Some(p99)) = (spread(|round| round.cpu), spread(|round| round.p99)) else { continue };
+                let ratio = cpu.median / *smallest.get_or_insert(cpu.median);
+                let Spread { median, least, most } = cpu;
+                writeln!(out, "| {name} | {median:.1} ({least:.1} to {most:.1}) | {ratio:.2} | {:.0} |", p99.median)?;
+            }
         }
         out.push('\n');
         Ok(())

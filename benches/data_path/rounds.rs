@@ -84,17 +84,34 @@ pub(crate) struct Memory {
 struct Layout {
     /// Appended to the name of a peer with this layout.
     suffix: &'static str,
+    /// The number of Varnish nodes.
+    nodes: u16,
     proxy: &'static [usize],
     load: &'static [usize],
 }
 
 impl Layout {
-    const APART: Layout = Layout { suffix: "", proxy: &[PROXY_CORE], load: &[LOAD_CORE] };
+    const APART: Layout = Layout { suffix: "", nodes: 1, proxy: &[PROXY_CORE], load: &[LOAD_CORE] };
     /// To measure the gain of a second core: everything on one, everything on two.
     const SHARED: [Layout; 2] = [
-        Layout { suffix: " x1", proxy: &[PROXY_CORE], load: &[PROXY_CORE] },
-        Layout { suffix: " x2", proxy: &[PROXY_CORE, LOAD_CORE], load: &[PROXY_CORE, LOAD_CORE] },
+        Layout { suffix: " x1", load: &[PROXY_CORE], ..Layout::APART },
+        Layout { suffix: " x2", proxy: &[PROXY_CORE, LOAD_CORE], load: &[PROXY_CORE, LOAD_CORE], ..Layout::APART },
     ];
+    /// To measure what a choice among more nodes costs.
+    const FLEETS: [Layout; 4] = [
+        Layout { suffix: " of 2", nodes: 2, ..Layout::APART },
+        Layout { suffix: " of 30", nodes: 30, ..Layout::APART },
+        Layout { suffix: " of 300", nodes: 300, ..Layout::APART },
+        Layout { suffix: " of 1000", nodes: 1000, ..Layout::APART },
+    ];
+
+    fn of(subject: Subject) -> &'static [Layout] {
+        match subject {
+            Subject::Workers => &Layout::SHARED,
+            Subject::FleetSize => &Layout::FLEETS,
+            Subject::Cpu | Subject::CpuOfLargeBodies | Subject::IdleMemory => &[Layout::APART],
+        }
+    }
 }
 
 /// A running peer, and its load.
@@ -116,13 +133,14 @@ pub(crate) fn run(
     certificate: &Certificate,
 ) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome { scenario: scenario.name, ..Outcome::default() };
-    let layouts: &[Layout] = if scenario.subject == Subject::Workers { &Layout::SHARED } else { &[Layout::APART] };
+    let layouts = Layout::of(scenario.subject);
     let origins = layouts.iter().map(|layout| Origin::start(layout.load)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut contenders = Vec::new();
     for peer in peers.iter().filter(|peer| scenario.admits(&peer.name)) {
         for (layout, origin) in layouts.iter().zip(&origins) {
             let setup = Setup {
                 origin: origin.address,
+                nodes: layout.nodes,
                 cores: layout.proxy,
                 connections: scenario.connections,
                 tls: (scenario.transport != Transport::Plain).then_some(certificate),
@@ -140,7 +158,9 @@ pub(crate) fn run(
                 outcome.memory.push(idle_memory(scenario, contender).with_context(|| contender.name.clone())?);
             }
         }
-        Subject::Workers => outcome.rounds = take_turns(scenario, &contenders, effort, certificate)?,
+        Subject::Workers | Subject::FleetSize => {
+            outcome.rounds = take_turns(scenario, &contenders, effort, certificate)?;
+        }
         Subject::Cpu | Subject::CpuOfLargeBodies => {
             if scenario.transport == Transport::Plain {
                 let mut loads = loads(scenario, origins[0].address, &[LOAD_CORE], certificate)?;

@@ -40,6 +40,8 @@ pub(crate) enum Subject {
     IdleMemory,
     /// The gain of a second worker on a second core.
     Workers,
+    /// CPU time per request before fleets of several sizes.
+    FleetSize,
 }
 
 const PLAIN: Scenario = Scenario {
@@ -54,7 +56,7 @@ const PLAIN: Scenario = Scenario {
 };
 
 /// All scenarios, in the order of the report.
-pub(crate) const ALL: [Scenario; 15] = [
+pub(crate) const ALL: [Scenario; 16] = [
     PLAIN,
     Scenario { name: "1k", says: "few fields, 1 KiB", exchange: SMALL, ..PLAIN },
     Scenario { name: "16k", says: "few fields, 16 KiB", exchange: MEDIUM, ..PLAIN },
@@ -83,6 +85,12 @@ pub(crate) const ALL: [Scenario; 15] = [
         says: "rich, proxy, load and origin on the same one or two cores",
         connections: 128,
         subject: Subject::Workers,
+        ..PLAIN
+    },
+    Scenario {
+        name: "fleet",
+        says: "rich, before 2 to 1,000 Varnish nodes, each checked every second",
+        subject: Subject::FleetSize,
         ..PLAIN
     },
     Scenario { name: "tls", says: "rich over TLS 1.3", transport: Transport::Tls, ..PLAIN },

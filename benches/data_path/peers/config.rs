@@ -38,6 +38,12 @@ pub(super) fn write(peer: &Peer, folder: &Path, port: u16, setup: &Setup<'_>) ->
     Ok(arguments)
 }
 
+/// The address of the origin as this node.
+fn node(origin: SocketAddr, number: u16) -> SocketAddr {
+    let [high, low] = number.to_be_bytes();
+    SocketAddr::from(([127, 0, high, low], origin.port()))
+}
+
 /// The admin address of a clearcoat with this client address.
 pub(super) fn admin(clients: SocketAddr) -> SocketAddr {
     SocketAddr::new(clients.ip(), clients.port() + 3)
@@ -52,7 +58,8 @@ fn haproxy(port: u16, setup: &Setup<'_>, splice: bool) -> String {
     };
     // Each connection takes two descriptors, and HAProxy refuses to start if they do not suffice.
     let maxconn = if setup.connections > 3_000 { setup.connections + 200 } else { 4_000 };
-    let (threads, origin) = (setup.cores.len(), setup.origin);
+    let server = |number| format!("    server varnish-{number} {} check inter 1s\n", node(setup.origin, number));
+    let (threads, servers) = (setup.cores.len(), (1..=setup.nodes).map(server).collect::<String>());
     format!(
         "global
     nbthread {threads}
@@ -78,8 +85,7 @@ backend varnish
     hash-type consistent
     option httpchk
     http-check send meth GET uri /health_check.php ver HTTP/1.1 hdr Host {HOST}
-{option}    server varnish-1 {origin} check inter 1s
-"
+{option}{servers}"
     )
 }
 
@@ -94,7 +100,9 @@ fn nginx(port: u16, setup: &Setup<'_>) -> String {
             (" ssl http2".to_owned(), lines)
         }
     };
-    let (workers, connections, origin) = (setup.cores.len(), 2 * setup.connections + 1_000, setup.origin);
+    let (workers, connections) = (setup.cores.len(), 2 * setup.connections + 1_000);
+    let server = |number| format!("        server {};\n", node(setup.origin, number));
+    let servers: String = (1..=setup.nodes).map(server).collect();
     // A limit on requests per connection would be a scenario of its own.
     format!(
         "daemon off;
@@ -110,8 +118,7 @@ http {{
     client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
     upstream varnish {{
         hash $host$request_uri consistent;
-        server {origin};
-        keepalive 128;
+{servers}        keepalive 128;
         keepalive_requests 1000000000;
     }}
     server {{
@@ -134,6 +141,11 @@ http {{
 fn clearcoat(folder: &Path, port: u16, setup: &Setup<'_>) -> String {
     let listener = |offset: u16| format!("listen = [\"127.0.0.1:{}\"]", port + offset);
     let (workers, origin) = (setup.cores.len(), setup.origin);
+    let varnish = |number| {
+        let address = node(origin, number);
+        format!("[[node]]\nrole = \"varnish\"\nid = \"varnish-{number}\"\naddress = \"{address}\"\n")
+    };
+    let varnish: String = (1..=setup.nodes).map(varnish).collect();
     // A TLS scenario uses the address that is plain HTTP in the others.
     let (edge, tls) = match setup.tls {
         None => (listener(0), String::new()),
@@ -163,11 +175,7 @@ trial = false
 level = \"warn\"
 [runtime]
 workers = {workers}
-[[node]]
-role = \"varnish\"
-id = \"varnish-1\"
-address = \"{origin}\"
-[[node]]
+{varnish}[[node]]
 role = \"web\"
 id = \"web-1\"
 address = \"{origin}\"

@@ -33,17 +33,17 @@ pub(super) fn does_the_work(proxy: SocketAddr, tls: Option<&Certificate>) -> any
     Ok(())
 }
 
-/// Whether clearcoat's Varnish is up and current: until then its edge goes past it, to the web nodes.
+/// Whether clearcoat's Varnish nodes are up and current: until then its edge goes past it, to the web nodes.
 ///
 /// # Errors
 /// The state of its fleet.
-pub(super) fn fleet_is_well(admin: SocketAddr) -> anyhow::Result<()> {
+pub(super) fn fleet_is_well(admin: SocketAddr, varnish: u16) -> anyhow::Result<()> {
     let body = get(admin, &admin.to_string(), "/api/v1/fleet", None)?;
     let fleet: serde_json::Value = serde_json::from_slice(&body).context("the fleet")?;
     let nodes = fleet["nodes"].as_array().context("no nodes in the fleet")?;
     let is_well =
         |node: &serde_json::Value| node["health"] == "up" && (node["role"] != "varnish" || node["current"] == true);
-    ensure!(nodes.len() == 2 && nodes.iter().all(is_well), "the fleet is not well: {fleet}");
+    ensure!(nodes.len() == usize::from(varnish) + 1 && nodes.iter().all(is_well), "the fleet is not well: {fleet}");
     Ok(())
 }
 

@@ -105,7 +105,8 @@ fn by_hash(
     rendezvous::pick(pool, key, |member| eligible(member).then(|| fitness(member)))
 }
 
-/// In the own zone, if the request stays there; else among all. `lot` decides about slow starts.
+/// In the own zone, if the request stays there; else among all. `lot` decides about slow starts. A request that falls to a
+/// near node which may not serve leaves the zone: the others there are not to carry its part.
 fn draw_near_first<'p>(
     pool: &'p Pool,
     lb: LbContext,
@@ -115,8 +116,11 @@ fn draw_near_first<'p>(
 ) -> Option<&'p Member> {
     let candidates = pool.candidates();
     let takes_part = |member: &Member| takes_part(member, lot) && eligible(member);
-    let near = stays_near(pool, lb.random).then(|| draw(candidates.near(), &takes_part));
-    near.flatten().or_else(|| draw(candidates.all(), &takes_part)).or_else(|| draw(candidates.all(), eligible))
+    let any_near = |member: &Member| self::takes_part(member, lot);
+    let near = stays_near(pool, lb.random).then(|| draw(candidates.near(), &any_near)).flatten();
+    near.filter(|member| eligible(member))
+        .or_else(|| draw(candidates.all(), &takes_part))
+        .or_else(|| draw(candidates.all(), eligible))
 }
 
 /// Whether a node takes part in the decision with this lot: always, unless it is in slow start.

@@ -93,12 +93,16 @@ impl EdgeSelect {
         balance::pick(Policy::LeastRequest, &fleet.web, lb, None, has_room)
     }
 
-    /// The last resort: the Varnish that misses the fewest purges, and best one that owes no flush.
-    fn least_behind<'f>(&self, fleet: &'f Snapshot, tried: Option<u64>) -> Option<&'f Member> {
-        let candidates = fleet.varnish.members().iter();
-        candidates
-            .filter(|member| member.usable && Some(member.node.endpoint_id) != tried)
-            .max_by_key(|Member { node, .. }| (!node.live.must_be_flushed(), node.live.cursor()))
+    /// The last resort: of the Varnish nodes that are up, best such as carry purges out and owe no flush, one of those that miss
+    /// the fewest purges. After a purge that all of them miss these are all, so a page has its place among them as ever.
+    fn least_behind<'f>(&self, fleet: &'f Snapshot, lb: LbContext, tried: Option<u64>) -> Option<&'f Member> {
+        let rank = |Member { node, .. }: &Member| {
+            (self.trials.admits(&node.live), !node.live.must_be_flushed(), node.live.cursor())
+        };
+        let is_candidate = |member: &Member| member.usable && Some(member.node.endpoint_id) != tried;
+        let best = fleet.varnish.members().iter().filter(|member| is_candidate(member)).map(rank).max()?;
+        let is_best = |member: &Member| is_candidate(member) && rank(member) >= best;
+        balance::pick(self.policy, &fleet.varnish, lb, self.bounded_load, is_best)
             .inspect(|_| self.metrics.stale_served.inc())
     }
 }
@@ -112,8 +116,8 @@ impl Select for EdgeSelect {
         let may_serve = |member: &Member| self.may_serve(member) && Some(member.node.endpoint_id) != tried;
         let current = balance::pick(self.policy, &fleet.varnish, lb, self.bounded_load, may_serve);
         let chosen = current.or_else(|| match self.when_all_behind {
-            WhenAllBehind::Bypass => self.bypass(fleet, lb, tried).or_else(|| self.least_behind(fleet, tried)),
-            WhenAllBehind::Serve => self.least_behind(fleet, tried),
+            WhenAllBehind::Bypass => self.bypass(fleet, lb, tried).or_else(|| self.least_behind(fleet, lb, tried)),
+            WhenAllBehind::Serve => self.least_behind(fleet, lb, tried),
             WhenAllBehind::Refuse => None,
         });
         let has_other = |pool: &Pool| {
@@ -199,6 +203,22 @@ mod tests {
         assert_eq!(edge.metrics.stale_served.get(), 0);
         assert_eq!(picked(&edge, &fleet, None).unwrap(), "v1");
         assert_eq!(edge.metrics.stale_served.get(), 1);
+    }
+
+    #[test]
+    fn all_that_are_equally_behind_share_the_last_resort_and_an_obedient_one_is_better() {
+        let (edge, fleet) = (edge(WhenAllBehind::Serve, 5), fleet(&[4, 4, 4], 0));
+        let served = |key: u64| {
+            let lb = LbContext { request_hash: key.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..LbContext::default() };
+            edge.pick(&fleet, lb, None).unwrap().id().to_string()
+        };
+        let all: std::collections::BTreeSet<_> = (0..100).map(served).collect();
+        assert_eq!(all.len(), 3);
+        // It keeps pages that it says it has dropped, and so has missed nothing, as far as it says.
+        let liar = &fleet.varnish.members()[2].node.live;
+        liar.set_trial(TrialState::Failed);
+        liar.set_cursor(5);
+        assert!((0..100).all(|key| served(key) != "v2"));
     }
 
     #[test]

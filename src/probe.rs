@@ -8,8 +8,9 @@
 //! told apart by a request that varnishd refuses before any VCL sees it ([`ANSWERED_WITHOUT_VCL`]). It is asked on a
 //! connection of its own when half of the timeout is over, so no check takes longer for it.
 //!
-//! The first check is at once. A failed check after a passed one is repeated soon: a dead node is noticed within little
-//! more than one interval, while a lost packet does not take a node out. A failed request also triggers a check
+//! The first check is at once. A result that differs from the one before is confirmed soon, as with HAProxy's `fastinter`: a
+//! dead node is noticed within little more than one interval, and one that is well again serves a moment after its first pass,
+//! while a lost packet does not take a node out. A failed request also triggers a check
 //! ([`Probe::check_now`]). A check that this machine could not carry out, because it is out of files or ports, says
 //! nothing about the node ([`Verdict::NotAsked`]).
 
@@ -36,7 +37,7 @@ use crate::telemetry::causes;
 /// The shortest time between two checks of one node, so that failing requests cannot cause a storm of checks.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// A failed check is confirmed after the interval divided by this.
+/// A result is confirmed after the interval divided by this.
 const CONFIRM: u32 = 10;
 
 /// Answered 400 by varnishd itself: a second `Host` is malformed (RFC 9112 section 3.2; Varnish 4 to 8,
@@ -59,8 +60,39 @@ pub struct Probe {
 struct Schedule {
     interval: Duration,
     timeout: Duration,
+    rise: u32,
     fall: u32,
     jitter: f64,
+}
+
+/// Results in a row.
+#[derive(Debug)]
+struct Streak {
+    failures: u32,
+    /// Since the last failure, if there was one.
+    passes: Option<u32>,
+}
+
+impl Streak {
+    const NEW: Streak = Streak { failures: 0, passes: None };
+
+    fn count(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Passed => {
+                *self = Streak { failures: 0, passes: self.passes.map(|passes| passes.saturating_add(1)) }
+            }
+            Verdict::Failed(_) => *self = Streak { failures: self.failures.saturating_add(1), passes: Some(0) },
+            Verdict::NotAsked(_) => {}
+        }
+    }
+
+    /// Whether more of the same results change the node's health, or might.
+    fn is_unconfirmed(&self, schedule: &Schedule) -> bool {
+        match (self.failures, self.passes) {
+            (0, passes) => passes.is_some_and(|passes| passes < schedule.rise),
+            (failures, _) => failures < schedule.fall,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -89,13 +121,13 @@ impl Probe {
     pub fn new(node: &NodeSpec, config: &HealthChecks) -> Self {
         let (schedule, kind) = match &node.varnish {
             None => {
-                let WebChecks { path, interval, timeout, fall, jitter, expect, host, .. } = config.web.clone();
+                let WebChecks { path, interval, timeout, rise, fall, jitter, expect, host, .. } = config.web.clone();
                 let host = host.unwrap_or_else(|| node.address.to_string());
-                (Schedule { interval, timeout, fall, jitter }, ProbeKind::Web { path, host, expect })
+                (Schedule { interval, timeout, rise, fall, jitter }, ProbeKind::Web { path, host, expect })
             }
             Some(settings) => {
-                let VarnishChecks { interval, timeout, fall, jitter, .. } = config.varnish;
-                (Schedule { interval, timeout, fall, jitter }, ProbeKind::Varnish(settings.clone()))
+                let VarnishChecks { interval, timeout, rise, fall, jitter, .. } = config.varnish;
+                (Schedule { interval, timeout, rise, fall, jitter }, ProbeKind::Varnish(settings.clone()))
             }
         };
         let (role, id) = (node.role(), node.id.clone());
@@ -107,25 +139,27 @@ impl Probe {
         self.wake.notify_one();
     }
 
-    /// Checks until the receiver of the events is dropped.
+    /// Checks until the receiver of the events is dropped: at once, and then with a phase of its own. Checkers that begin
+    /// together would otherwise ask all nodes in one moment, again and again, and a check of Magento asks its database.
     pub async fn run(self, events: mpsc::Sender<Event>) {
-        let mut failures = 0;
+        let mut streak = Streak::NEW;
+        let mut phase = fastrand::f64();
         loop {
             let mut began = Instant::now();
             let verdict = self.check(&mut began).await;
-            failures = match verdict {
-                Verdict::Passed => 0,
-                Verdict::Failed(_) => failures + 1,
-                Verdict::NotAsked(_) => failures,
-            };
+            streak.count(&verdict);
             let (role, id, address) = (self.role, self.id.clone(), self.target);
             let check = CheckResult { role, id, address, began, took: began.elapsed(), verdict };
             if events.send(Event::Checked(check)).await.is_err() {
                 return;
             }
-            let unconfirmed = failures > 0 && failures < self.schedule.fall;
-            let pause = if unconfirmed { self.schedule.interval / CONFIRM } else { self.schedule.interval };
-            let spread = 1.0 + self.schedule.jitter * (2.0 * fastrand::f64() - 1.0);
+            let Schedule { interval, jitter, .. } = self.schedule;
+            let pause = if streak.is_unconfirmed(&self.schedule) {
+                interval / CONFIRM
+            } else {
+                interval.mul_f64(std::mem::replace(&mut phase, 1.0))
+            };
+            let spread = 1.0 + jitter * (2.0 * fastrand::f64() - 1.0);
             let pause = pause.mul_f64(spread).max(SHORTEST_PAUSE);
             tokio::time::sleep(SHORTEST_PAUSE).await;
             // The outcome does not matter: a check follows.
@@ -262,6 +296,23 @@ mod tests {
             assert_eq!(fault.kind, expected);
             assert!(fault.text.contains(words), "{fault}");
         }
+    }
+
+    #[test]
+    fn what_differs_from_the_result_before_is_confirmed_soon_and_what_is_as_ever_is_not() {
+        let checks = HealthChecks::default();
+        let spec = NodeSpec::new(Role::Web, "web-1".try_into().unwrap(), ([127, 0, 0, 1], 80).into());
+        let Probe { schedule, .. } = Probe::new(&spec, &checks);
+        assert_eq!((schedule.rise, schedule.fall), (2, 3));
+        let mut streak = Streak::NEW;
+        let mut soon = |passed: bool| {
+            let failed = || Verdict::Failed(NodeFault::new(FaultKind::Fails, "it answered 500"));
+            streak.count(&if passed { Verdict::Passed } else { failed() });
+            streak.is_unconfirmed(&schedule)
+        };
+        let results = [true, true, false, false, false, false, true, true, true, false, true, true];
+        let expected = [false, false, true, true, false, false, true, false, false, true, true, false];
+        assert_eq!(results.map(&mut soon), expected);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! The data path has no clock. It reads one number per node ([`Live::share`]), and one task of the control plane raises
 //! that number in steps. The task sleeps while no node is starting.
 //!
-//! A node that goes down and returns while its share still grows is not reset: its share is small anyway, and a Varnish
-//! that is fenced briefly by every purge of a storm would never complete its start.
+//! A node that goes down and returns while its share still grows begins anew: it may have been restarted, and time passes
+//! while it is away. Being behind the fence is no such thing, or a Varnish would never complete its start in a storm of purges.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -67,8 +67,8 @@ impl SlowStart {
         *self.lasts.lock() = StartTimes::of(checks);
     }
 
-    /// Begins the slow start of this node: its share is small from now on, and grows. Does nothing if it is starting
-    /// already, or slow start is off. Call it before the node can be chosen.
+    /// Begins the slow start of this node, also if it is starting already: its share is small from now on, and grows. Does
+    /// nothing if slow start is off. Call it before the node can be chosen.
     pub fn begin(&self, node: &Node) {
         let times = *self.lasts.lock();
         let lasts = match node.spec.role() {
@@ -76,8 +76,9 @@ impl SlowStart {
             Role::Varnish => times.varnish,
         };
         let mut starting = self.starting();
-        if lasts.is_zero() || node.live.share() < WHOLE_SHARE {
-            return;
+        starting.retain(|starting| !std::ptr::eq(starting.node.as_ptr(), Arc::as_ptr(&node.live)));
+        if lasts.is_zero() {
+            return node.live.set_share(WHOLE_SHARE);
         }
         node.live.set_share(FIRST_SHARE);
         starting.push(Starting { node: Arc::downgrade(&node.live), began: Instant::now(), lasts });
@@ -163,17 +164,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_starts_already_is_not_set_back_and_no_time_is_no_slow_start() {
+    async fn who_returns_while_it_starts_begins_anew_and_no_time_is_no_slow_start() {
         let slow_start = lasting(10, 0);
         let (web, varnish) = (node(Role::Web), node(Role::Varnish));
         slow_start.begin(&varnish);
         assert_eq!(varnish.live.share(), WHOLE_SHARE);
         slow_start.begin(&web);
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let share = web.live.share();
+        assert!(web.live.share() > WHOLE_SHARE / 2);
         slow_start.begin(&web);
-        assert!(share > WHOLE_SHARE / 2 && web.live.share() == share, "{share}");
-        assert_eq!(slow_start.starting().len(), 1);
+        assert_eq!((web.live.share(), slow_start.starting().len()), (FIRST_SHARE, 1));
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert!(web.live.share() < WHOLE_SHARE);
     }
 
     #[tokio::test(start_paused = true)]

@@ -155,6 +155,16 @@ fn another_zone_is_used_when_nobody_in_the_own_one_may_serve() {
     }
 }
 
+#[test]
+fn what_would_fall_to_near_nodes_that_may_not_serve_does_not_all_fall_to_the_last_of_them() {
+    let nodes = pool_of((0..6).map(|index| (index, 1, Some(if index < 3 { "a" } else { "b" }))), Some("a"));
+    let one_near = |member: &Member| !["n000", "n001"].contains(&member.node.id().as_str());
+    for policy in [Policy::RoundRobin, Policy::LeastRequest, Policy::PeakEwma, Policy::Random] {
+        let shares = shares(&nodes, (0..6000).map(|n| pick(policy, &nodes, lb_context(n), None, one_near)));
+        assert!((1500..3900).contains(&shares[2]), "{policy:?}: {shares:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn nobody_is_chosen_who_may_not_be_and_somebody_is_if_anybody_may(

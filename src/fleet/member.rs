@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Health, Node, NodeFault};
+use super::{FaultKind, Health, Node, NodeFault};
 
 /// A node with the keeper's state.
 #[derive(Clone, Debug)]
@@ -17,4 +17,12 @@ pub struct Member {
     pub retained: bool,
     /// Whether health and weight allow traffic to it.
     pub usable: bool,
+}
+
+impl Member {
+    /// Whether a failed check leaves no doubt that it cannot answer: nothing is there, or its source has lost it as well.
+    pub fn is_gone(&self) -> bool {
+        let nothing_there = |fault: &NodeFault| matches!(fault.kind, FaultKind::NotListening | FaultKind::Unreachable);
+        self.health == Health::Down && (self.retained || self.fault.as_ref().is_some_and(nothing_there))
+    }
 }

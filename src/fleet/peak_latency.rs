@@ -66,8 +66,10 @@ fn unpack(word: u64) -> (f32, u32) {
     (f32::from_bits((word >> 32) as u32), word as u32)
 }
 
+/// Workers do not note in the order of their clocks, which wrap: only a small step back is one.
 fn is_later(now: u32, than: u32) -> bool {
-    now.wrapping_sub(than) as i32 > 0
+    const STEP_BACK: u32 = 60_000;
+    (1..u32::MAX - STEP_BACK).contains(&now.wrapping_sub(than))
 }
 
 /// The part of a value that is left.
@@ -138,6 +140,16 @@ mod tests {
         assert!(near(latency.expected(10).unwrap(), 0.1));
         latency.record_answer(u32::MAX - 20, 50 * MS);
         assert!(near(latency.expected(9_989).unwrap(), 0.1 * (-1.0_f32).exp()));
+    }
+
+    #[test]
+    fn a_node_that_had_nothing_to_do_for_weeks_is_as_one_of_which_nothing_is_known() {
+        let (latency, now) = steady();
+        latency.record_failure(now, MS);
+        let month = now + 30 * 24 * 3_600_000;
+        assert!(latency.expected(month).unwrap() < 0.001);
+        latency.record_answer(month, 100 * MS);
+        assert!(near(latency.expected(month).unwrap(), 0.1));
     }
 
     proptest! {

@@ -41,26 +41,32 @@ pub struct Pool {
 impl Pool {
     /// Decides which nodes may get traffic.
     ///
-    /// `panic_threshold` is a share from 0 to 1: if fewer of the checked nodes are up, health is ignored, because a
-    /// check that fails nearly everywhere is more likely to be wrong than right (Magento's own health check fails on
-    /// every node at once when the database hiccups). 0 turns it off. While no node is up yet that takes traffic, unchecked
+    /// `panic_threshold` is a share from 0 to 1: if fewer of the checked nodes are up, checks that leave a doubt are not believed,
+    /// because one that fails nearly everywhere is more likely to be wrong than right (Magento's own health check fails on
+    /// every node at once when the database hiccups). 0 turns it off. A node of weight 0 takes no part in that, as it gets
+    /// nothing either way, nor does one that is certainly gone ([`Member::is_gone`]): it would fail each request at once, and so
+    /// look like the one with the least to do. Only if there is no other node, those may be tried as well. While no node is up yet that takes traffic, unchecked
     /// nodes may serve: those that are up may all be about to go, replaced by these. `zone` is where this clearcoat stands, if
     /// that is known.
     pub fn new(mut members: Vec<Member>, panic_threshold: f64, zone: Option<&str>) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
-        let count = |health| members.iter().filter(|member| member.health == health).count();
-        let (up, down) = (count(Health::Up), count(Health::Down));
-        let panic = down > 0 && panic_threshold > 0.0 && (up as f64) < panic_threshold * ((up + down) as f64);
-        let serves = |member: &Member| member.health == Health::Up && member.node.weight > 0;
-        let is_served = members.iter().any(serves);
+        let takes_traffic = |member: &&Member| member.node.weight > 0;
+        let count =
+            |wanted: fn(&Member) -> bool| members.iter().filter(takes_traffic).filter(|member| wanted(member)).count();
+        let up = count(|member| member.health == Health::Up);
+        let doubted = count(|member| member.health == Health::Down && !member.is_gone());
+        let unchecked = count(|member| member.health == Health::Unknown);
+        let too_few = doubted > 0 && (up as f64) < panic_threshold * ((up + doubted) as f64);
+        let nobody_else = panic_threshold > 0.0 && up + doubted + unchecked == 0;
         for member in &mut members {
-            let healthy = match member.health {
+            let may_serve = match member.health {
                 Health::Up => true,
-                Health::Unknown => !is_served,
-                Health::Down => false,
+                Health::Unknown => up == 0,
+                Health::Down => nobody_else || too_few && !member.is_gone(),
             };
-            member.usable = member.node.weight > 0 && (healthy || panic);
+            member.usable = member.node.weight > 0 && may_serve;
         }
+        let panic = members.iter().any(|member| member.usable && member.health == Health::Down);
         let candidates = Candidates::new(&members, zone);
         let mut endpoint_ids: Vec<_> = members.iter().map(|member| member.node.endpoint_id).collect();
         let mut addresses: Vec<_> = members.iter().map(|member| member.node.spec.address.ip().to_canonical()).collect();
@@ -86,7 +92,7 @@ impl Pool {
         &self.members
     }
 
-    /// Whether health is ignored because too few nodes are up.
+    /// Whether nodes that are down get traffic, because too few are up.
     pub fn panics(&self) -> bool {
         self.panic
     }
@@ -112,7 +118,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::fleet::{Live, Node, NodeSpec};
+    use crate::fleet::{FaultKind, Live, Node, NodeFault, NodeSpec};
 
     fn pool(states: &[(&str, Health)], panic_threshold: f64) -> Pool {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
@@ -151,6 +157,43 @@ mod tests {
         let states = [("a", Health::Up), ("b", Health::Down), ("c", Health::Down)];
         assert_eq!(usable(&pool(&states, 0.5)), ["a", "b", "c"]);
         assert_eq!(usable(&pool(&states, 0.0)), ["a"]);
+    }
+
+    /// As the pool of these states, with the first of them changed.
+    fn with_first(states: &[(&str, Health)], change: impl Fn(&mut Member)) -> Pool {
+        let mut members = pool(states, 0.5).members().to_vec();
+        change(&mut members[0]);
+        Pool::new(members, 0.5, None)
+    }
+
+    fn weigh_nothing(member: &mut Member) {
+        let spec = NodeSpec { weight: 0, ..member.node.spec.clone() };
+        member.node = Arc::new(Node::new(spec, Arc::new(Live::default()), 9));
+    }
+
+    #[test]
+    fn what_is_certainly_gone_is_not_tried_in_a_panic_and_causes_none() {
+        let refused = |member: &mut Member| member.fault = Some(NodeFault::new(FaultKind::NotListening, "refused"));
+        let (down, up) = (Health::Down, Health::Up);
+        assert_eq!(usable(&with_first(&[("a", down), ("b", down), ("c", up), ("d", down)], refused)), ["b", "c", "d"]);
+        let one_left = with_first(&[("a", down), ("b", up)], refused);
+        assert!(usable(&one_left) == ["b"] && !one_left.panics());
+        let held = with_first(&[("a", down), ("b", down), ("c", down)], |member| member.retained = true);
+        assert_eq!(usable(&held), ["b", "c"]);
+        // Nobody else is there: perhaps it is back before its next check.
+        let alone = with_first(&[("a", down)], refused);
+        assert!(usable(&alone) == ["a"] && alone.panics());
+        assert!(usable(&Pool::new(alone.members().to_vec(), 0.0, None)).is_empty());
+    }
+
+    #[test]
+    fn who_gets_no_traffic_by_its_weight_neither_causes_a_panic_nor_keeps_one_off() {
+        let (down, up) = (Health::Down, Health::Up);
+        // It is about to go, and what replaces it has not passed its checks again yet.
+        let replaced = with_first(&[("a", up), ("b", down)], weigh_nothing);
+        assert!(usable(&replaced) == ["b"] && replaced.panics());
+        let drained = with_first(&[("a", down), ("b", up), ("c", up), ("d", down)], weigh_nothing);
+        assert!(usable(&drained) == ["b", "c"] && !drained.panics());
     }
 
     #[test]

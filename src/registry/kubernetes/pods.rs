@@ -16,6 +16,10 @@
 //!   it ends.
 //! - Otherwise what the readiness probe says tells nobody from another, and clearcoat's own checks decide among all that do
 //!   not terminate.
+//!
+//! **Readiness is a check like ours**, and fails as ours does: at every web pod when their database hiccups, at one after the
+//! other. The last ready one would get what all others had, and fail by that. So if fewer than half of the web pods that have
+//! been ready are, it is not believed, and clearcoat's checks decide among them; those know the same rule (`health.web.panic_threshold`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -48,6 +52,8 @@ pub(super) struct ServicePods {
     with_epoch: bool,
     slices: BTreeMap<String, EndpointSlice>,
     pods: BTreeMap<NodeId, Pod>,
+    /// Those of the pods that were ready once, by name and uid.
+    ready_once: BTreeSet<(NodeId, String)>,
 }
 
 /// One pod in one slice, or in several.
@@ -57,6 +63,7 @@ struct SeenPod<'s> {
     ready: bool,
     serving: bool,
     terminating: bool,
+    was_ready: bool,
     zone: Option<&'s str>,
     machine: Option<&'s str>,
 }
@@ -64,7 +71,14 @@ struct SeenPod<'s> {
 impl ServicePods {
     /// A service of which nothing is known.
     pub(super) fn new(role: Role, port: ServicePort, with_epoch: bool) -> Self {
-        ServicePods { role, port, with_epoch, slices: BTreeMap::new(), pods: BTreeMap::new() }
+        ServicePods {
+            role,
+            port,
+            with_epoch,
+            slices: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            ready_once: BTreeSet::new(),
+        }
     }
 
     /// What its pods do.
@@ -113,12 +127,21 @@ impl ServicePods {
                 lives.insert(id, (uid, pod));
             }
         }
+        let mut ready_once = BTreeSet::new();
+        for (id, (uid, pod)) in &mut lives {
+            let name = (id.clone(), (*uid).to_owned());
+            pod.was_ready = pod.ready || self.ready_once.contains(&name);
+            if pod.was_ready {
+                ready_once.insert(name);
+            }
+        }
         let weights = weights(self.role, lives.values().map(|(_, pod)| pod));
         let pods = lives.into_iter().zip(weights).map(|((id, (uid, pod)), weight)| {
             let pod = self.pod(&id, uid, &pod, weight);
             (id, pod)
         });
         self.pods = pods.collect();
+        self.ready_once = ready_once;
         rejected
     }
 
@@ -192,8 +215,14 @@ fn weights<'p>(role: Role, pods: impl Iterator<Item = &'p SeenPod<'p>> + Clone) 
     let is_ready = |pod: &SeenPod<'_>| pod.ready && !pod.terminating;
     let serves_on = |pod: &SeenPod<'_>| role == Role::Web && pod.terminating && pod.serving;
     let stays = |pod: &SeenPod<'_>| !pod.terminating;
+    let was_ready = |pod: &SeenPod<'_>| stays(pod) && pod.was_ready;
+    let count = |choice: &dyn Fn(&SeenPod<'_>) -> bool| pods.clone().filter(|pod| choice(pod)).count();
+    let ready = count(&is_ready);
+    let too_few = role == Role::Web && 2 * ready < count(&was_ready);
+    let disbelieved = |pod: &SeenPod<'_>| was_ready(pod) || ready == 0 && serves_on(pod);
     let choices: [&dyn Fn(&SeenPod<'_>) -> bool; 3] = [&is_ready, &serves_on, &stays];
-    let choice = choices.into_iter().find(|choice| pods.clone().any(choice)).unwrap_or(&is_ready);
+    let by_condition = choices.into_iter().find(|choice| count(*choice) > 0).unwrap_or(&is_ready);
+    let choice = if too_few { &disbelieved } else { by_condition };
     pods.map(|pod| u32::from(choice(pod))).collect()
 }
 

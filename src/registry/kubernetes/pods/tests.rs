@@ -113,6 +113,34 @@ fn where_nobody_is_ready_a_web_pod_serves_to_its_end_a_varnish_not() {
 }
 
 #[test]
+fn readiness_that_most_web_pods_lose_is_not_believed_and_that_of_new_ones_is() {
+    let weights = |rig: &Rig| rig.service.pods().map(|pod| pod.spec.weight).collect::<Vec<_>>();
+    let (mut web, mut varnish) = (Rig::new(Role::Web), Rig::new(Role::Varnish));
+    let pods = |ready: usize| {
+        let names = [("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3"), ("d", "10.0.0.4")];
+        let state = move |index| if index < ready { READY } else { UNREADY };
+        names.into_iter().enumerate().map(|(index, (name, address))| (name, address, state(index))).collect::<Vec<_>>()
+    };
+    // Three of them have never been ready: they are new.
+    web.put(&pods(1));
+    assert_eq!(weights(&web), [1, 0, 0, 0]);
+    for rig in [&mut web, &mut varnish] {
+        rig.put(&pods(4));
+    }
+    for (ready, expected) in [(3, [1, 1, 1, 0]), (2, [1, 1, 0, 0]), (1, [1, 1, 1, 1]), (0, [1, 1, 1, 1])] {
+        web.put(&pods(ready));
+        assert_eq!(weights(&web), expected);
+    }
+    varnish.put(&pods(1));
+    assert_eq!(weights(&varnish), [1, 0, 0, 0]);
+    // Another pod of the same name is a new one.
+    web.service.delete("s");
+    web.service.settle();
+    web.put(&pods(1));
+    assert_eq!(weights(&web), [1, 0, 0, 0]);
+}
+
+#[test]
 fn a_web_pod_that_served_to_its_end_is_drained_before_it_leaves() {
     let mut rig = Rig::new(Role::Web);
     rig.put(&[("a", "10.0.0.1", READY)]);
@@ -337,6 +365,8 @@ proptest::proptest! {
             told.put(slice_of(in_slice));
             let mut listed = ServicePods::new(Role::Web, ServicePort::Only, false);
             listed.list((0..3).map(slice_of).collect());
+            // Who was ready before, only the way to it tells.
+            listed.ready_once.clone_from(&told.ready_once);
             told.settle();
             listed.settle();
             proptest::prop_assert_eq!(told.pods().collect::<Vec<_>>(), listed.pods().collect::<Vec<_>>());

@@ -40,8 +40,8 @@ pub use life_signs::{FILL_LATENCY, LifeSigns};
 pub use lost_nodes::{GATHER, LossDecision, LostNodes, WINDOW};
 pub use member::Member;
 pub use node::{
-    InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Reliance, Role, ServingState,
-    TrialState, WHOLE_SHARE, node_key, spread_bits,
+    AskedCache, InvalidNodeId, InvalidNodeKey, Live, Node, NodeId, NodeKey, NodeSource, NodeSpec, Reliance, Role,
+    ServingState, TrialState, WHOLE_SHARE, node_key, spread_bits,
 };
 pub use node_override::{NodeOverride, OverrideChange};
 pub use overrides::{MAX_OVERRIDES, NamedOverride, Overrides, TooManyOverrides, VersionedOverride};

@@ -66,6 +66,10 @@ pub enum UnsealedCache {
     Distrust,
     /// The node has just begun to return seals: once emptied, its cache has nothing without one.
     Empty,
+    /// The node is seen to return seals: whoever waits for that goes on.
+    Believe,
+    /// Trials in a row said nothing of seals: what it may have without one, nobody can tell.
+    GiveUp,
 }
 
 /// The host of a trial request.
@@ -195,7 +199,7 @@ impl Trials {
             (ReturnsSeals::Yes, SealsShown::Returned) => return,
             (ReturnsSeals::Unknown, SealsShown::Returned) => {
                 tracing::info!(node = %id, "this Varnish keeps the seals of pages");
-                return;
+                UnsealedCache::Believe
             }
             (ReturnsSeals::No, SealsShown::Returned) => {
                 tracing::info!(
@@ -214,8 +218,12 @@ impl Trials {
             // Its finding is logged.
             (_, SealsShown::NotPurged | SealsShown::NotReturned) => UnsealedCache::Distrust,
         };
+        self.treat(id, unsealed);
+    }
+
+    fn treat(&self, node: &NodeId, unsealed: UnsealedCache) {
         if let Some(treat) = self.on_unsealed.get() {
-            treat(id, unsealed);
+            treat(node, unsealed);
         }
     }
 
@@ -286,11 +294,14 @@ mod tests {
     #[test]
     fn a_cache_is_emptied_when_its_node_begins_to_return_seals() {
         use SealsShown::{NotPurged, NotReturned, Returned};
-        use UnsealedCache::{Distrust, Empty};
+        use UnsealedCache::{Believe, Distrust, Empty};
         for (shown, treated) in [
-            (&[Returned, Returned, NotReturned, NotPurged, Returned, Returned][..], &[Distrust, Distrust, Empty][..]),
+            (
+                &[Returned, Returned, NotReturned, NotPurged, Returned, Returned][..],
+                &[Believe, Distrust, Distrust, Empty][..],
+            ),
             (&[NotReturned, NotReturned, Returned], &[Distrust, Distrust, Empty]),
-            (&[Returned, NotPurged, Returned], &[Distrust, Empty]),
+            (&[Returned, NotPurged, Returned], &[Believe, Distrust, Empty]),
         ] {
             let (trials, node) = (trials(), varnish(&NodeId::try_from("v").unwrap()));
             let seen = Arc::<Mutex<Vec<UnsealedCache>>>::default();

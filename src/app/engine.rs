@@ -106,6 +106,8 @@ impl Engine {
         trials.on_unsealed(move |node, unsealed| match unsealed {
             UnsealedCache::Distrust => caches.distrust(node),
             UnsealedCache::Empty => caches.empty(node),
+            UnsealedCache::Believe => caches.notify_progress(),
+            UnsealedCache::GiveUp => caches.give_up_on_seals(node),
         });
         let tried = Arc::downgrade(&trials);
         deliveries.on_seen_elsewhere(move |node| tried.upgrade().into_iter().for_each(|trials| trials.wake(node)));

@@ -9,8 +9,8 @@
 //! returns them** ([`Live::may_hide_seals`](crate::fleet::Live::may_hide_seals)). That is no event that somebody has to notice,
 //! but what is looked at with each answer: a new process, a node registered anew, a trial that proves nothing are all the
 //! same. What it answers with a seal is judged by that as ever, so a restart costs no cache. Where a trial has shown that it
-//! returns none, or nobody judges them in this process, the node is out until it has been flushed
-//! ([`Live::must_be_flushed`](crate::fleet::Live::must_be_flushed)).
+//! returns none, or several in a row said nothing of seals, or nobody judges them in this process, the node is out until it has
+//! been flushed ([`Live::must_be_flushed`](crate::fleet::Live::must_be_flushed)), whatever is seen of it meanwhile.
 //!
 //! **A flush counts** in the way of a purge that no seal shows: it is sent again when the pages that were on their way to the
 //! node have landed. It does not count of a node that was seen not to carry purges out.
@@ -25,7 +25,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::Deliveries;
+use super::{Deliveries, Delivery};
 use crate::fleet::{Node, NodeId, Reliance, ReturnsSeals, TrialState, is_another_life};
 
 /// The caches that rely on seals, by the names of their nodes, so that one that is registered anew meanwhile is known.
@@ -99,6 +99,11 @@ impl WantedFlush {
         self.ring.notify_one();
     }
 
+    /// Whether it is to be sent, now or later.
+    fn is_wanted(&self) -> bool {
+        self.state.lock().due.is_some()
+    }
+
     /// Returns when it is to be sent.
     pub(super) async fn due(&self) {
         loop {
@@ -153,13 +158,33 @@ impl Deliveries {
     }
 
     fn show_reliance(&self, node: &Node) {
-        let judges = self.context.sealed.is_some() && self.context.has_trials;
-        node.live.set_reliance(if judges { Reliance::OnSeals } else { Reliance::Unjudged });
+        // What it owes, only its flush ends.
+        if !node.live.must_be_flushed() {
+            let judges = self.context.sealed.is_some() && self.context.has_trials;
+            node.live.set_reliance(if judges { Reliance::OnSeals } else { Reliance::OwesFlush });
+        }
+    }
+
+    /// Takes into account that trials of a node in a row said nothing of seals: if its cache relies on them, nobody can judge it.
+    pub fn give_up_on_seals(&self, node: &NodeId) {
+        if let Some(Delivery { node, state, .. }) = self.nodes.get(node).as_deref()
+            && node.live.relies_on_seals()
+            && node.live.seals.returned() == ReturnsSeals::Unknown
+            && !node.live.must_be_flushed()
+        {
+            node.live.set_reliance(Reliance::OwesFlush);
+            self.flush_if_it_must_be(node, &state.wanted_flush);
+        }
     }
 
     /// Has a node flushed that relies on seals, and of which a verdict says that they do not show what it has.
     pub(super) fn flush_if_it_must_be(&self, node: &Node, flush: &WantedFlush) {
         if !node.live.must_be_flushed() {
+            return;
+        }
+        node.live.set_reliance(Reliance::OwesFlush);
+        // One that would not count is sent again in its time, however often its node is tried meanwhile.
+        if flush.is_wanted() && keeps_pages(node) {
             return;
         }
         if flush.times() == 0 {
@@ -176,7 +201,7 @@ impl Deliveries {
     /// so often then. Returns whether it counts.
     pub(super) fn settle_flush(&self, node: &Node, flush: &WantedFlush, (times, told): (u64, Option<u64>)) -> bool {
         let returns = node.live.seals.returned() == ReturnsSeals::Yes;
-        if matches!(node.live.trial(), TrialState::Failed | TrialState::WithoutTags) && !returns {
+        if keeps_pages(node) && !returns {
             return false;
         }
         // What was told once since is shown by seals if the node returns them again.
@@ -193,4 +218,9 @@ impl Deliveries {
         self.notify_progress();
         true
     }
+}
+
+/// Whether a trial has shown that the node does not carry purges out.
+fn keeps_pages(node: &Node) -> bool {
+    matches!(node.live.trial(), TrialState::Failed | TrialState::WithoutTags)
 }

@@ -24,7 +24,7 @@ use super::known_caches::{SealedCaches, SeenCaches};
 use crate::fleet::{Live, NodeId};
 use crate::journal::{Entry, Position};
 use crate::mutants::Mutant;
-use crate::seal::{Name, PurgedNames, StalePage, sealed_by};
+use crate::seal::{Name, PurgedNames, StaleBecause, StalePage, sealed_by};
 
 /// The number of unsealed purges whose positions are kept. All purges before the oldest of them count as unsealed.
 const MAX_UNSEALED: usize = 4_096;
@@ -200,7 +200,8 @@ impl Deliveries {
     }
 
     /// Sends a node the purges of a page that it still had. Returns whether the node has acknowledged them within
-    /// `patience`: if so, it can be asked again.
+    /// `patience`: if so, it can be asked again. Of an answer without a seal whose node has every purge, only a trial of the node
+    /// can tell, which has been asked for: it is waited for as long.
     pub async fn refresh(&self, node: &NodeId, page: StalePage, patience: Duration) -> bool {
         let Some((live, state)) =
             self.nodes.get(node).map(|delivery| (Arc::clone(&delivery.node.live), Arc::clone(&delivery.state)))
@@ -217,6 +218,10 @@ impl Deliveries {
                     state.hurry(position);
                     self.progress.until(|| live.cursor() >= position).await;
                     true
+                }
+                None if matches!(page.because, StaleBecause::Unsealed(_)) => {
+                    self.progress.until(|| live.must_be_flushed() || !live.may_hide_seals()).await;
+                    !live.must_be_flushed()
                 }
                 None => state.caught.tell(page).await,
             }

@@ -100,7 +100,7 @@ mod tests {
         for (reliance, [unknown, returns, returns_none]) in [
             (Reliance::No, [true, true, true]),
             (Reliance::OnSeals, [true, true, false]),
-            (Reliance::Unjudged, [false, false, false]),
+            (Reliance::OwesFlush, [false, false, false]),
         ] {
             let node = Live::default();
             node.set_cursor(3);

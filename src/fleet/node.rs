@@ -285,8 +285,29 @@ pub enum Reliance {
     No,
     /// Yes, and its answers are judged by them.
     OnSeals,
-    /// Yes, and this process judges none.
-    Unjudged,
+    /// Yes, and they were seen not to show what it has, or nobody judges them: it must be flushed, whatever is seen later.
+    OwesFlush,
+}
+
+/// What was known of a cache when it was asked, for its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AskedCache {
+    /// The position that it had acknowledged.
+    pub position: u64,
+    /// Purges that a seal shows did not wait for it.
+    pub is_sealing: bool,
+    /// It relied on seals ([`Live::relies_on_seals`]).
+    pub relied: bool,
+    /// It was not known to return them, though it relied on them ([`Live::may_hide_seals`]).
+    pub hid_seals: bool,
+}
+
+impl AskedCache {
+    /// Whether what it answers without a seal may be a page that only its seal kept from readers. Also if it has been flushed
+    /// since, as the answer may have left before that.
+    pub fn may_hide_seals(&self, now: &Live) -> bool {
+        self.hid_seals || now.may_hide_seals() || self.relied && now.seals.returned() != ReturnsSeals::Yes
+    }
 }
 
 /// Counters of a node that change with every request and purge.
@@ -389,8 +410,18 @@ impl Live {
     /// nobody judges them.
     pub fn must_be_flushed(&self) -> bool {
         let reliance = self.reliance.load(Ordering::SeqCst);
-        reliance == Reliance::Unjudged as u8
+        reliance == Reliance::OwesFlush as u8
             || reliance == Reliance::OnSeals as u8 && self.seals.returned() == ReturnsSeals::No
+    }
+
+    /// What is known of its cache, for the answer to a question that is sent now. `before`: what was known when it was chosen.
+    pub fn asked_cache(&self, before: AskedCache) -> AskedCache {
+        AskedCache {
+            position: self.cursor(),
+            is_sealing: before.is_sealing || self.seals.is_sealing(),
+            relied: before.relied || self.relies_on_seals(),
+            hid_seals: before.hid_seals || self.may_hide_seals(),
+        }
     }
 
     /// Whether an answer without a seal may come from a page that only its seal kept from readers: its cache relies on seals, and

@@ -34,7 +34,7 @@ use super::tunnel::tunnel;
 use super::worker::Worker;
 use crate::balance::LbContext;
 use crate::files::is_ours;
-use crate::fleet::{Node, Role, SendProxy};
+use crate::fleet::{AskedCache, Node, Role, SendProxy};
 use crate::http1::{BadHead, Forwarding, Framing, RequestHead, ResponseHead, write_request, write_response};
 use crate::proxy_protocol;
 use crate::upstream::{Openness, UpstreamConnection};
@@ -122,7 +122,7 @@ pub(super) async fn attempt(
         }
         bypass::ask_for_whole(&mut request.head);
     }
-    request.asked_a_sealing = node.live.seals.is_sealing();
+    request.asked_cache = node.live.asked_cache(AskedCache::default());
     let _inflight = Inflight::begin(node);
     // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
@@ -211,9 +211,8 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
 }
 
 fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
-    // It may have ceased to be one since it was picked.
-    (request.asked_at, request.asked_a_sealing) =
-        (node.live.cursor(), request.asked_a_sealing || node.live.seals.is_sealing());
+    // It may be another one since it was picked.
+    request.asked_cache = node.live.asked_cache(request.asked_cache);
     let Request { head, id, known, asked, trace, .. } = request;
     asked.clear();
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {

@@ -14,7 +14,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::fleet::{Node, NodeId};
+use crate::fleet::{AskedCache, Node, NodeId};
 use crate::http1::{Method, RequestHead, ResponseHead};
 use crate::mutants::Mutant;
 use crate::seal::{Judgement, Position, PurgedNames, StalePage, asked_prefix, write_asked};
@@ -61,14 +61,13 @@ impl Freshness {
         write_asked(out, &self.asked_prefix, known, id, request.target());
     }
 
-    /// The page, if this answer of a cache is stale for a reader who remembers `known`. `asked_at`: the position that
-    /// the cache had acknowledged when it was asked; `is_sealing`: whether the fence admitted it at that time although
-    /// it lacked sealed purges. Counts the verdict.
+    /// The page, if this answer of a cache is stale for a reader who remembers `known`, or may be; `asked` is what was known of
+    /// the cache when it was asked. Counts the verdict.
     pub(super) fn find_stale(
         &self,
         request: &RequestHead,
         answer: &ResponseHead,
-        (known, asked_at, is_sealing): (Position, Position, bool),
+        (known, asked): (Position, AskedCache),
         node: &Node,
         metrics: impl FnOnce() -> Arc<NodeMetrics>,
     ) -> Option<Box<StalePage>> {
@@ -80,12 +79,13 @@ impl Freshness {
         let Some(seal) = answer.seal().and_then(|seal| self.purged.read(seal)) else {
             checks.count(SealVerdict::Unsealed);
             metrics().varnish.iter().for_each(|varnish| varnish.unsealed.inc());
-            if answer.status == 200 && node.live.relies_on_seals() && node.live.question() {
+            let is_doubted = is_kept_by_caches(answer.status) && asked.may_hide_seals(&node.live);
+            if (answer.status == 200 || is_doubted) && node.live.relies_on_seals() && node.live.question() {
                 self.refresh.try_seals(node.id());
             }
-            let is_admitted = (asked_at >= known || !is_sealing) && !node.live.may_hide_seals();
-            let passes = is_admitted || answer.status == 405 || answer.status >= 500;
-            return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked_at)));
+            let has_all = asked.position >= known || !asked.is_sealing;
+            let passes = has_all && !is_doubted || answer.status == 405 || answer.status >= 500;
+            return (!passes).then(|| Box::new(StalePage::unsealed(known, page, asked.position)));
         };
         let Judgement::Stale(because) = self.purged.judge(&seal, request.target(), known) else {
             checks.count(SealVerdict::Fresh);
@@ -93,7 +93,7 @@ impl Freshness {
         };
         checks.count(SealVerdict::Stale);
         metrics().varnish.iter().for_each(|varnish| varnish.stale_caught.inc());
-        Some(Box::new(StalePage::new(&seal, because, page, asked_at)))
+        Some(Box::new(StalePage::new(&seal, because, page, asked.position)))
     }
 
     /// Sends the cache the purges of this page again, and waits. Returns whether the cache has acknowledged them.
@@ -105,6 +105,12 @@ impl Freshness {
     pub(super) fn record_kept(&self, node: &NodeId, page: &StalePage) {
         self.refresh.record_kept(node, page);
     }
+}
+
+/// Whether Varnish keeps an answer with this status unless its VCL says otherwise (`RFC2616_Ttl`; RFC 9110 section 15.1). What else
+/// comes without a seal is an answer of the VCL itself, such as that of one that asks for a password.
+fn is_kept_by_caches(status: u16) -> bool {
+    matches!(status, 200 | 203 | 204 | 206 | 300 | 301 | 302 | 303 | 304 | 307 | 308 | 404 | 410 | 414)
 }
 
 impl fmt::Debug for Freshness {

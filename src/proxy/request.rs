@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::store::RenderMark;
 use super::trace::Trace;
+use crate::fleet::AskedCache;
 use crate::http1::{HeadScan, RequestHead, ResponseHead};
 use crate::seal::Position;
 
@@ -62,10 +63,8 @@ pub(super) struct Request {
     pub(super) mark: RenderMark,
     /// At the edge: what its reader remembers ([`super::Freshness`]).
     pub(super) known: Position,
-    /// At the edge: what the cache had acknowledged when it was asked, and whether purges that a seal shows did not wait for
-    /// it then.
-    pub(super) asked_at: Position,
-    pub(super) asked_a_sealing: bool,
+    /// At the edge: what was known of the cache when it was asked.
+    pub(super) asked_cache: AskedCache,
     /// When a node was asked, while its answer has not begun and its latency is noted.
     pub(super) asked_node: Option<Instant>,
     /// The status sent to the client, once an answer has begun.
@@ -95,8 +94,7 @@ impl Request {
             longest_body: u64::MAX,
             mark: RenderMark::default(),
             known: 0,
-            asked_at: 0,
-            asked_a_sealing: false,
+            asked_cache: AskedCache::default(),
             asked_node: None,
             status: None,
             trace: Trace::default(),

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::page::{RenderedPage, TrialPage};
-use super::{Trials, Whose};
+use super::{Trials, UnsealedCache, Whose};
 use crate::backoff::Backoff;
 use crate::fleet::{Node, PurgeDialect, SealsShown, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
@@ -41,6 +41,9 @@ const AGAIN_FAILED: Duration = Duration::from_secs(5);
 /// same moment may have kept them from it.
 const AGAIN_UNSAID: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
 
+/// The number of trials in a row that say nothing of seals, after which none is expected to.
+const UNSAID: u32 = 3;
+
 /// The time between a trial and one that only the node's answers ask for, which grows while such trials show that it returns seals:
 /// it writes pages itself, and whoever asks for those must not keep it busy with trials.
 const AFTER_QUESTION: Backoff = Backoff { min: AGAIN_FAILED, max: AGAIN_PASSED };
@@ -64,10 +67,11 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
         unsaid = if seals.is_some() { 0 } else { unsaid.saturating_add(1) };
         // First: a flush of a node that carries no purges out proves nothing.
         let state = trials.publish(&node, state, &finding);
-        if let Some(seals) = seals {
-            trials.record_seals(&node, seals);
+        match seals {
+            Some(seals) => trials.record_seals(&node, seals),
+            None if unsaid >= UNSAID => trials.treat(node.id(), UnsealedCache::GiveUp),
+            None => {}
         }
-        questions = if matches!(seals, None | Some(SealsShown::Returned)) { questions } else { 0 };
         let pause = match state {
             TrialState::Failed | TrialState::WithoutTags => AGAIN_FAILED,
             TrialState::Inconclusive => AGAIN_INCONCLUSIVE,
@@ -83,7 +87,8 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
         questions = tokio::select! {
             () = wake.notified() => 0,
             () = questioned => questions.saturating_add(1),
-            () = sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())) => questions,
+            // None was asked all the time.
+            () = sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())) => 0,
         };
     }
 }

@@ -172,3 +172,47 @@ async fn a_node_that_is_doubted_gathers_no_purge_that_comes_later() {
     rig.node.live.seals.set_doubted_elsewhere(true);
     rig.purge("a").await;
 }
+
+#[tokio::test]
+async fn what_a_node_owes_a_mended_vcl_does_not_pay() {
+    // The flush, which is the second that it is told, is not answered.
+    let rig = relying_at(obedient(&[0, 60_000]).await, Arc::new(memory())).await;
+    shown(&rig, SealsShown::NotReturned);
+    rig.until_told(FLUSH, 1).await;
+    assert!(!may_serve(&rig));
+    // It returns them now: what it stored without one meanwhile is there still.
+    rig.node.live.seals.record_trial(SealsShown::Returned);
+    assert!(!may_serve(&rig) && rig.node.live.must_be_flushed());
+}
+
+#[tokio::test]
+async fn a_cache_of_whose_seals_trials_say_nothing_is_flushed_and_serves() {
+    let rig = relying(Arc::new(memory())).await;
+    rig.deliveries.give_up_on_seals(rig.node.id());
+    assert!(may_serve(&rig) && rig.told(FLUSH).is_empty(), "it was seen to return them");
+    rig.deliveries.stop(rig.node.id());
+    let live = Arc::default();
+    let again = Arc::new(Node::new(rig.node.spec.clone(), Arc::clone(&live), 2));
+    rig.deliveries.start(&again, again.spec.varnish.as_ref().unwrap());
+    let rests = rig.deliveries.progress.until(|| live.relies_on_seals() && live.may_hide_seals());
+    tokio::time::timeout(PATIENCE, rests).await.unwrap();
+    rig.deliveries.give_up_on_seals(again.id());
+    rig.until_told(FLUSH, 1).await;
+    let serves = rig.deliveries.progress.until(|| !live.relies_on_seals() && !live.may_hide_seals());
+    tokio::time::timeout(PATIENCE, serves).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_without_a_seal_waits_for_a_trial_and_costs_no_cache() {
+    let rig = relying(Arc::new(memory())).await;
+    let live = &rig.node.live;
+    let seals = &live.seals;
+    // As at a start: it relies, and nothing has been shown.
+    let page = crate::seal::StalePage::unsealed(live.cursor(), (b"shop.test", b"/"), live.cursor());
+    assert_eq!(page.awaited_delivery(), None);
+    seals.record_trial(SealsShown::NotReturned);
+    assert!(!rig.deliveries.refresh(rig.node.id(), page.clone(), PATIENCE).await, "it is flushed, and not asked again");
+    seals.record_trial(SealsShown::Returned);
+    assert!(rig.deliveries.refresh(rig.node.id(), page, PATIENCE).await);
+    assert!(rig.told(FLUSH).is_empty());
+}

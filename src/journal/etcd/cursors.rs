@@ -38,12 +38,16 @@ struct CursorRecord {
     position: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     epoch: Option<Arc<str>>,
-    /// [`Cursor::relies_on_seals`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// [`Cursor::relies_on_seals`]. A version that does not say so may have told the cache purges once.
+    #[serde(default = "in_doubt")]
     relies_on_seals: bool,
     /// When it was written, in milliseconds since 1970.
     #[serde(rename = "at")]
     at_ms: u64,
+}
+
+fn in_doubt() -> bool {
+    true
 }
 
 /// The cursors that were read, and those to be written.

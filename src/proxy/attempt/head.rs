@@ -295,8 +295,8 @@ impl AwaitingHead<'_, '_> {
         if terms.takes_stale || node.spec.role() != Role::Varnish {
             return None;
         }
-        let reader = (request.known, request.asked_at, request.asked_a_sealing);
-        freshness.find_stale(&request.head, &request.response, reader, node, || client.worker.pools.metrics(node))
+        let asked = (request.known, request.asked_cache);
+        freshness.find_stale(&request.head, &request.response, asked, node, || client.worker.pools.metrics(node))
     }
 }
 

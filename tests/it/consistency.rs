@@ -172,13 +172,15 @@ fn keeps_its_promise(name: &str, mut fleet: Fleet, steps: &[Step], seed: u64, le
     // A Varnish whose answers are judged may keep an old page: no reader gets it.
     let is_judged = fleet.clearcoat.nodes().iter().any(|node| node["seals"] == true);
     let lost = lost(&run, &fleet, is_judged);
+    fleet.clearcoats().for_each(|clearcoat| run.note_judged(clearcoat));
+    let [judged, caught] = run.judged();
 
     let counts = [run.faults("Hang("), run.faults("Kill("), run.faults("KillClearcoat")];
     let etcd = (run.faults("HangEtcd"), run.faults("KillEtcd"));
     let frozen = run.faults("Freeze");
     let (findings, chronicle) = run.findings();
     let summary = format!(
-        "{}; etcd hung {}, killed {}; disk frozen {frozen}",
+        "{}; etcd hung {}, killed {}; disk frozen {frozen}; answers judged {judged}, old and caught {caught}",
         summary(name, seed, length, &tally, counts, &findings),
         etcd.0,
         etcd.1

@@ -260,6 +260,7 @@ fn carry_out(run: &Run, fleet: &mut Fleet, act: Act, killed: &mut usize) {
 fn kill_clearcoat(run: &Run, fleet: &mut Fleet, number: usize) {
     let clearcoat = fleet.replica(number);
     run.keep_log(clearcoat.log().clone());
+    run.note_judged(clearcoat);
     run.outage_begins(number);
     clearcoat.kill();
     clearcoat.restart();

@@ -5,7 +5,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use super::history::{History, Moment, Outages, Promise, Read, Verdict};
-use crate::support::clearcoat::Log;
+use crate::support::clearcoat::{Clearcoat, Log};
 
 /// Findings of one kind that are reported in full; the rest is counted.
 const TOLD: usize = 20;
@@ -22,6 +22,8 @@ pub struct Run {
     stop: AtomicBool,
     faults: Mutex<Vec<(Moment, String)>>,
     logs: Mutex<Vec<Log>>,
+    /// Answers that the edge has judged, and those that were old, at clearcoats up to their end.
+    judged: Mutex<[f64; 2]>,
     findings: Mutex<Findings>,
 }
 
@@ -97,8 +99,22 @@ impl Run {
             stop: AtomicBool::new(false),
             faults: Mutex::default(),
             logs: Mutex::default(),
+            judged: Mutex::default(),
             findings: Mutex::default(),
         }
+    }
+
+    /// Notes what a clearcoat has judged, which ends now.
+    pub fn note_judged(&self, clearcoat: &Clearcoat) {
+        let mut judged = self.judged.lock().unwrap();
+        for (sum, metric) in judged.iter_mut().zip(["clearcoat_seal_checks_total", "clearcoat_stale_caught_total"]) {
+            *sum += clearcoat.sum(metric);
+        }
+    }
+
+    /// Answers that were judged, and those of them that were old: thrown away at the edge.
+    pub fn judged(&self) -> [f64; 2] {
+        *self.judged.lock().unwrap()
     }
 
     pub fn now(&self) -> Moment {

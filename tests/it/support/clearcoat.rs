@@ -196,6 +196,13 @@ impl Clearcoat {
         line.unwrap_or_else(|| panic!("no series {series}")).parse().expect("a number")
     }
 
+    /// The sum of all series of a metric, whatever their labels.
+    pub fn sum(&self, metric: &str) -> f64 {
+        let metrics = get(self.admin, "/metrics").expect("the admin listener answers");
+        let lines = metrics.text().lines().filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{'));
+        lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number")).sum()
+    }
+
     pub fn log(&self) -> &Log {
         &self.log
     }

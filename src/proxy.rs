@@ -39,8 +39,10 @@ mod span_notes;
 mod spans;
 mod spin;
 mod splice;
+mod status_set;
 mod store;
 mod stream;
+mod suspicion;
 mod trace;
 mod transfer;
 mod tunnel;
@@ -52,5 +54,6 @@ pub use frontend::{Frontend, NoNode, OwnAnswer, OwnAnswers, PastCaches, Select, 
 pub use listener::{CutRequests, Entrance, IdleWorker, Listener, adopt, bind, local_address};
 pub use request_hash::{IgnoredParameters, request_hash};
 pub use rules::TrafficRules;
+pub use status_set::FailureStatuses;
 pub use store::{NoteTags, StorePolicy};
 pub use worker::{Worker, WorkerContext};

@@ -21,7 +21,7 @@ use crate::edge;
 use crate::files::FileBudget;
 use crate::fleet::Fence;
 use crate::origin;
-use crate::proxy::{Admission, TrafficRules};
+use crate::proxy::{Admission, FailureStatuses, TrafficRules};
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
@@ -50,6 +50,7 @@ impl TrafficParts {
             edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics()),
             origin: origin::frontend(&config.origin, methods, Arc::clone(&self.guard), origin, trials(), metrics()),
             limits: config.limits.clone(),
+            failing: FailureStatuses::new(&config.health),
             access,
         }
     }

@@ -46,16 +46,22 @@ impl Pool {
     /// every node at once when the database hiccups). 0 turns it off. While no node is up yet that takes traffic, unchecked
     /// nodes may serve: those that are up may all be about to go, replaced by these. `zone` is where this clearcoat stands, if
     /// that is known.
+    ///
+    /// Ejected nodes get nothing, unless too few others are left: none that has a weight, or fewer than the panic threshold wants.
+    /// What some requests have met counts less than what the checks see, so ejections are the first to be ignored.
     pub fn new(mut members: Vec<Member>, panic_threshold: f64, zone: Option<&str>) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
         let count = |health| members.iter().filter(|member| member.health == health).count();
         let (up, down) = (count(Health::Up), count(Health::Down));
         let panic = down > 0 && panic_threshold > 0.0 && (up as f64) < panic_threshold * ((up + down) as f64);
-        let serves = |member: &Member| member.health == Health::Up && member.node.weight > 0;
-        let is_served = members.iter().any(serves);
+        let is_well = |member: &&Member| member.health == Health::Up && member.ejection.is_none();
+        let well = members.iter().filter(is_well).count();
+        let is_enough = well as f64 >= panic_threshold * ((up + down) as f64);
+        let ejects = is_enough && members.iter().filter(is_well).any(|member| member.node.weight > 0);
+        let is_served = members.iter().any(|member| member.health == Health::Up && member.node.weight > 0);
         for member in &mut members {
             let healthy = match member.health {
-                Health::Up => true,
+                Health::Up => member.ejection.is_none() || !ejects,
                 Health::Unknown => !is_served,
                 Health::Down => false,
             };
@@ -118,7 +124,7 @@ mod tests {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
             let spec = NodeSpec::new(Role::Web, NodeId::try_from(*id).unwrap(), ([127, 0, 0, 1], 80).into());
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-            Member { node, health: *health, fault: None, retained: false, usable: false }
+            Member { node, health: *health, fault: None, ejection: None, retained: false, usable: false }
         };
         Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold, None)
     }
@@ -151,6 +157,32 @@ mod tests {
         let states = [("a", Health::Up), ("b", Health::Down), ("c", Health::Down)];
         assert_eq!(usable(&pool(&states, 0.5)), ["a", "b", "c"]);
         assert_eq!(usable(&pool(&states, 0.0)), ["a"]);
+    }
+
+    fn ejected(states: &[(&str, Health)], out: &[&str], panic_threshold: f64) -> Pool {
+        let mut members = pool(states, 0.0).members().to_vec();
+        let now = std::time::Instant::now();
+        let fault = crate::fleet::NodeFault::new(crate::fleet::FaultKind::Fails, "answered 503");
+        let ejection = Some(crate::fleet::Ejection { until: now, lasts: std::time::Duration::ZERO, fault });
+        members
+            .iter_mut()
+            .filter(|member| out.contains(&member.node.id().as_str()))
+            .for_each(|member| member.ejection = ejection.clone());
+        Pool::new(members, panic_threshold, None)
+    }
+
+    #[test]
+    fn the_ejected_get_nothing_while_enough_others_are_left() {
+        let up = [("a", Health::Up), ("b", Health::Up), ("c", Health::Up)];
+        assert_eq!(usable(&ejected(&up, &["b"], 0.5)), ["a", "c"]);
+        // Fewer than the threshold wants, or none: the checks are believed, and not the requests.
+        assert_eq!(usable(&ejected(&up, &["a", "b"], 0.5)), ["a", "b", "c"]);
+        assert_eq!(usable(&ejected(&up, &["a", "b"], 0.0)), ["c"]);
+        assert_eq!(usable(&ejected(&up, &["a", "b", "c"], 0.0)), ["a", "b", "c"]);
+        // And in a panic neither.
+        let most_down = [("a", Health::Up), ("b", Health::Down), ("c", Health::Down)];
+        assert_eq!(usable(&ejected(&most_down, &["a"], 0.5)), ["a", "b", "c"]);
+        assert_eq!(usable(&ejected(&most_down, &["a"], 0.0)), ["a"]);
     }
 
     #[test]

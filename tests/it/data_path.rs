@@ -6,6 +6,7 @@ mod bypass;
 mod choice;
 mod corpus;
 mod drain;
+mod ejection;
 mod failures;
 mod files;
 mod heads;

@@ -246,8 +246,8 @@ fn advice_for_web(kind: FaultKind, address: SocketAddr) -> String {
              it does, see its error log."
         ),
         FaultKind::Refuses => {
-            "It answers, but not as health.web.expect wants: compare health.web.path, health.web.host \
-                               and health.web.expect with what it serves."
+            "It answers, but not as health.web.expect wants: compare health.web.path, health.web.host, \
+                               health.web.expect and health.web.expect_body with what it serves."
                 .to_owned()
         }
         FaultKind::Malformed => {

@@ -32,6 +32,7 @@ const LONGEST_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
+const LONGEST_EXPECTED: usize = 1024;
 const EJECTION: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const LONGEST_EJECTION: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_RETAIN: Duration = Duration::from_secs(24 * 3600);
@@ -225,6 +226,12 @@ impl Config {
             &varnish.eject_statuses,
             rules,
         );
+        for (key, interval) in
+            [("health.web.interval_down", web.interval_down), ("health.varnish.interval_down", varnish.interval_down)]
+        {
+            let is_allowed = interval.is_zero() || interval >= SHORTEST_INTERVAL;
+            rules.require(is_allowed, key, "must be at least 10ms; 0s is as interval");
+        }
         for (section, interval, timeout, counts, jitter) in [
             ("health.web", web.interval, web.timeout, [web.rise, web.fall], web.jitter),
             ("health.varnish", varnish.interval, varnish.timeout, [varnish.rise, varnish.fall], varnish.jitter),
@@ -406,6 +413,8 @@ fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
         let key = format!("health.web.expect[{index}]");
         rules.require((100..=599).contains(status), key, "must be 100 to 599");
     }
+    let is_short = web.expect_body.as_deref().is_none_or(|text| text.len() <= LONGEST_EXPECTED);
+    rules.require(is_short, "health.web.expect_body", "must be at most 1024 bytes");
     rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
 }
 

@@ -26,6 +26,9 @@ pub struct WebChecks {
     /// Time between two checks of a node, at least 10ms. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub interval: Duration,
+    /// The same of a node that is down, at least 10ms; `0s` (the default) is as `interval`.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub interval_down: Duration,
     /// Time after which a check has failed, at most `interval`. Default 2s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub timeout: Duration,
@@ -38,6 +41,9 @@ pub struct WebChecks {
     pub jitter: f64,
     /// Status codes that pass, 100 to 599. Default `[200]`.
     pub expect: Vec<u16>,
+    /// Text that must be in the first 64 KiB of the answer, as it is written here; empty (the default) is none.
+    #[serde(with = "empty_is_none")]
+    pub expect_body: Option<String>,
     /// For how long the share of a node grows from a tenth to the whole after it came (back) into traffic, at most 1h.
     /// `0s` is off. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
@@ -70,11 +76,13 @@ impl Default for WebChecks {
         WebChecks {
             path: "/health_check.php".to_owned(),
             interval: Duration::from_secs(5),
+            interval_down: Duration::ZERO,
             timeout: Duration::from_secs(2),
             rise: 2,
             fall: 3,
             jitter: 0.1,
             expect: vec![200],
+            expect_body: None,
             slow_start: Duration::from_secs(5),
             host: None,
             panic_threshold: 0.5,
@@ -94,6 +102,9 @@ pub struct VarnishChecks {
     /// Time between two checks of a node, at least 10ms. Default 1s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub interval: Duration,
+    /// The same of a node that is down, at least 10ms; `0s` (the default) is as `interval`.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub interval_down: Duration,
     /// Time after which a check has failed, at most `interval`. Default 500ms.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub timeout: Duration,
@@ -131,6 +142,7 @@ impl Default for VarnishChecks {
     fn default() -> Self {
         VarnishChecks {
             interval: Duration::from_secs(1),
+            interval_down: Duration::ZERO,
             timeout: Duration::from_millis(500),
             rise: 2,
             fall: 2,

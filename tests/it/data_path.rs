@@ -11,6 +11,7 @@ mod failures;
 mod files;
 mod heads;
 mod http2;
+mod ipv6;
 mod leaving;
 mod limits;
 mod mixture;

@@ -23,7 +23,7 @@ fn pool(nodes: usize, weights: [u32; 2]) -> Pool {
         let weight = weights[usize::from(index % 3 == 2)];
         let spec = NodeSpec { weight, ..NodeSpec::new(Role::Varnish, id, ([198, 51, 100, 1], 80).into()) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-        Member { node, health: Health::Up, fault: None, retained: false, usable: false }
+        Member { node, health: Health::Up, fault: None, ejection: None, retained: false, usable: false }
     };
     Pool::new((0..nodes).map(member).collect(), 0.0, None).remembering(&Pool::default())
 }

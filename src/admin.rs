@@ -431,10 +431,11 @@ impl AdminApi {
 
     fn gauge_pool(&self, pool: &Pool) {
         let AdminContext { fence, journal, metrics, .. } = &self.context;
-        for Member { node, health, .. } in pool.members() {
+        for Member { node, health, ejection, .. } in pool.members() {
             let metrics = metrics.node(node.spec.role(), node.id());
             metrics.inflight.set(node.live.inflight().into());
             metrics.up.set((*health == Health::Up).into());
+            metrics.ejected.set(ejection.is_some().into());
             metrics.drained.set(node.operator.drained_at_ms.is_some().into());
             metrics.weight.set(node.weight.into());
             let Some(varnish) = &metrics.varnish else { continue };

@@ -38,7 +38,7 @@ use crate::admin::{AdminApi, AdminContext, AdminSettings};
 use crate::config::{Config, ConfigSource};
 use crate::delivery::Deliveries;
 use crate::files;
-use crate::fleet::{Health, NodeKey, Role, Snapshot};
+use crate::fleet::{Health, Role, Snapshot, Suspicion};
 use crate::http_server;
 use crate::inherited::InheritedSockets;
 use crate::journal::Journal;
@@ -416,7 +416,7 @@ fn worker_context(
     config: &Config,
     engine: &Engine,
     (rules, files): (Arc<ArcSwap<TrafficRules>>, files::FileBudget),
-    suspects: mpsc::Sender<NodeKey>,
+    suspects: mpsc::Sender<Suspicion>,
     shutdown: Shutdown,
 ) -> proxy::WorkerContext {
     let (of_one, connections) = (config.limits.max_connections_per_address, engine.metrics.edge_connections.clone());

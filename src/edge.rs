@@ -159,7 +159,7 @@ mod tests {
         let live = Arc::new(Live::default());
         live.set_cursor(cursor);
         let node = Arc::new(Node::new(spec, live, key));
-        Member { node, health: Health::Up, fault: None, retained: false, usable: false }
+        Member { node, health: Health::Up, fault: None, ejection: None, retained: false, usable: false }
     }
 
     fn fleet(cursors: &[u64], web: usize) -> Snapshot {

@@ -13,7 +13,9 @@
 //! answered to a client ([`Fence`]), so there is no flag that could be set too late or cleared too early.
 
 mod candidates;
+mod ejection;
 mod event;
+mod failure_streak;
 mod fault;
 mod fence;
 mod headers;
@@ -28,10 +30,13 @@ mod peak_latency;
 mod rank_memo;
 mod seal_standing;
 mod snapshot;
+mod suspicion;
 mod varnish;
 
 pub use candidates::{Candidates, LoadEstimate, Tickets, WHOLE_TRAFFIC, WeightGroup};
+pub use ejection::{Ejection, EjectionTerms, Ejections, LEAST_LASTING, ServingNode};
 pub use event::{CheckResult, Event, Verdict};
+pub use failure_streak::{FailureStreak, Streak};
 pub use fault::{FaultKind, NodeFault};
 pub use fence::Fence;
 pub use headers::{FieldValue, SecretHeaders};
@@ -49,4 +54,5 @@ pub use peak_latency::{FAILURE_COST, PeakLatency};
 pub use rank_memo::{REMEMBERED, RankMemo, Ranks};
 pub use seal_standing::{CacheDoubts, ReturnsSeals, SealStanding, SealsShown};
 pub use snapshot::{Pool, Snapshot};
+pub use suspicion::{RequestFault, Suspicion};
 pub use varnish::{DEFAULT_HEADER_LIMIT, PurgeDialect, SendProxy, VarnishSettings, is_another_life};

@@ -13,6 +13,7 @@
 //! Who is in the fleet is not only what the sources say ([`membership`]): the configuration file counts before them, and
 //! what they lose without a word, or too much at once, is kept ([`crate::fleet::LostNodes`]).
 
+mod ejecting;
 mod membership;
 mod node_state;
 #[cfg(test)]
@@ -27,12 +28,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use self::ejecting::AllEjections;
 use self::node_state::NodeState;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
 use crate::fleet::{
     CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, Role, SecretHeaders, Snapshot,
-    Verdict,
+    Suspicion, Verdict,
 };
 use crate::probe::Probe;
 use crate::registry::overrides::KnownOverrides;
@@ -54,6 +56,7 @@ pub struct FleetKeeper {
     /// The specs from other sources of nodes whose own source takes precedence.
     shadowed: BTreeMap<NodeKey, NodeSpec>,
     lost_nodes: LostNodes,
+    ejections: AllEjections,
     /// What operators say of nodes, in the fleet or not.
     overrides: Arc<KnownOverrides>,
     probes: JoinSet<()>,
@@ -110,6 +113,7 @@ impl FleetKeeper {
             lost_nodes: LostNodes::new(context.retain),
             context,
             nodes: BTreeMap::new(),
+            ejections: AllEjections::default(),
             shadowed: BTreeMap::new(),
             overrides: Arc::default(),
             probes: JoinSet::new(),
@@ -126,7 +130,7 @@ impl FleetKeeper {
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
-        mut suspects: mpsc::Receiver<NodeKey>,
+        mut suspects: mpsc::Receiver<Suspicion>,
         mut overrides: watch::Receiver<Arc<KnownOverrides>>,
         mut checks: watch::Receiver<HealthChecks>,
     ) {
@@ -155,11 +159,9 @@ impl FleetKeeper {
                     let checks = checks.borrow_and_update().clone();
                     self.check_by(checks);
                 }
-                () = until(self.lost_nodes.due()) => self.take([]),
+                () = until(self.due()) => self.take([]),
                 _ = beats.tick() => {}
-                Some(suspect) = suspects.recv() => if let Some(state) = self.nodes.get(&suspect) {
-                    state.probe.check_now();
-                },
+                Some(suspicion) = suspects.recv() => self.suspect(suspicion, now()),
                 // A checker that was stopped with its node, or that panicked: the set only has to be emptied.
                 Some(ended) = self.probes.join_next() => if let Err(error) = ended && error.is_panic() {
                     tracing::error!(error = %causes(&error), "a health checker panicked");
@@ -170,9 +172,10 @@ impl FleetKeeper {
 
     /// Applies events and due decisions, and publishes the result.
     fn take(&mut self, events: impl IntoIterator<Item = Event>) {
-        let now = tokio::time::Instant::now().into_std();
+        let now = now();
         events.into_iter().for_each(|event| self.apply(event, now));
         self.decide(now);
+        self.settle_ejections(now);
         if std::mem::take(&mut self.changed) {
             self.publish();
             // Not before: whoever has the old snapshot would bind their series anew.
@@ -225,11 +228,11 @@ impl FleetKeeper {
             Event::Left(source, role, id) => self.lose(source, (role, id), true, now),
             Event::Vanished(source, role, id) => self.lose(source, (role, id), false, now),
             Event::Listed(source) => _ = self.unlisted.remove(&source),
-            Event::Checked(check) => self.checked(check),
+            Event::Checked(check) => self.checked(check, now),
         }
     }
 
-    fn checked(&mut self, check: CheckResult) {
+    fn checked(&mut self, check: CheckResult, now: Instant) {
         if let Verdict::NotAsked(reason) = &check.verdict {
             return self.context.metrics.files.probe.note(reason);
         }
@@ -254,7 +257,9 @@ impl FleetKeeper {
                 trials.wake(state.node.id());
             }
         }
-        if state.health.health() == Health::Down && self.lost_nodes.leaves_when_down(&identity) {
+        let health = state.health.health();
+        self.health_changed(&identity, health, now);
+        if health == Health::Down && self.lost_nodes.leaves_when_down(&identity) {
             self.leave(&identity);
         }
     }
@@ -268,7 +273,11 @@ impl FleetKeeper {
         let KeeperContext { fleet, checks, deliveries, zone, .. } = &self.context;
         let members = |role| {
             let of_role = self.nodes.iter().filter(move |((of, _), _)| *of == role);
-            of_role.map(|(identity, state)| state.member(self.lost_nodes.is_absent(identity))).collect()
+            of_role
+                .map(|(identity, state)| {
+                    state.member(self.lost_nodes.is_absent(identity), self.ejections.of(role).of(&identity.1).cloned())
+                })
+                .collect()
         };
         let before = fleet.load();
         let version = before.version + 1;
@@ -296,6 +305,11 @@ impl FleetKeeper {
         let up = now.members().iter().filter(|member| member.usable && member.health == Health::Up);
         up.filter(|member| !had_traffic(&member.node)).for_each(|member| self.context.slow_start.begin(&member.node));
     }
+}
+
+/// The time by the runtime's clock, which tests stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 async fn until(due: Option<Instant>) {

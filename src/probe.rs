@@ -8,6 +8,9 @@
 //! told apart by a request that varnishd refuses before any VCL sees it ([`ANSWERED_WITHOUT_VCL`]). It is asked on a
 //! connection of its own when half of the timeout is over, so no check takes longer for it.
 //!
+//! A check of a web node may want a text in its answer: a page that says "maintenance" with status 200 is no health. The answer
+//! is read until the text is found, and no further than [`LONGEST_ANSWER`].
+//!
 //! The first check is at once. A result that differs from the one before is confirmed soon, as with HAProxy's `fastinter`: a
 //! dead node is noticed within little more than one interval, and one that is well again serves a moment after its first pass,
 //! while a lost packet does not take a node out. A failed request also triggers a check
@@ -19,7 +22,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -40,6 +44,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// A result is confirmed after the interval divided by this.
 const CONFIRM: u32 = 10;
 
+/// How much of an answer is searched for the expected text.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
 /// Answered 400 by varnishd itself: a second `Host` is malformed (RFC 9112 section 3.2; Varnish 4 to 8,
 /// `HTTP1_DissectRequest`).
 const ANSWERED_WITHOUT_VCL: &[u8] =
@@ -59,6 +66,8 @@ pub struct Probe {
 #[derive(Clone, Copy, Debug)]
 struct Schedule {
     interval: Duration,
+    /// Of a node that is down.
+    interval_down: Duration,
     timeout: Duration,
     rise: u32,
     fall: u32,
@@ -85,19 +94,11 @@ impl Streak {
             Verdict::NotAsked(_) => {}
         }
     }
-
-    /// Whether more of the same results change the node's health, or might.
-    fn is_unconfirmed(&self, schedule: &Schedule) -> bool {
-        match (self.failures, self.passes) {
-            (0, passes) => passes.is_some_and(|passes| passes < schedule.rise),
-            (failures, _) => failures < schedule.fall,
-        }
-    }
 }
 
 #[derive(Clone, Debug)]
 enum ProbeKind {
-    Web { path: String, host: String, expect: Vec<u16> },
+    Web { path: String, host: String, expect: Vec<u16>, expect_body: Option<String> },
     Varnish(VarnishSettings),
 }
 
@@ -121,13 +122,27 @@ impl Probe {
     pub fn new(node: &NodeSpec, config: &HealthChecks) -> Self {
         let (schedule, kind) = match &node.varnish {
             None => {
-                let WebChecks { path, interval, timeout, rise, fall, jitter, expect, host, .. } = config.web.clone();
+                let WebChecks {
+                    path,
+                    interval,
+                    interval_down,
+                    timeout,
+                    rise,
+                    fall,
+                    jitter,
+                    expect,
+                    expect_body,
+                    host,
+                    ..
+                } = config.web.clone();
                 let host = host.unwrap_or_else(|| node.address.to_string());
-                (Schedule { interval, timeout, rise, fall, jitter }, ProbeKind::Web { path, host, expect })
+                let schedule = Schedule { interval, interval_down, timeout, rise, fall, jitter };
+                (schedule, ProbeKind::Web { path, host, expect, expect_body })
             }
             Some(settings) => {
-                let VarnishChecks { interval, timeout, rise, fall, jitter, .. } = config.varnish;
-                (Schedule { interval, timeout, rise, fall, jitter }, ProbeKind::Varnish(settings.clone()))
+                let VarnishChecks { interval, interval_down, timeout, rise, fall, jitter, .. } = config.varnish;
+                let schedule = Schedule { interval, interval_down, timeout, rise, fall, jitter };
+                (schedule, ProbeKind::Varnish(settings.clone()))
             }
         };
         let (role, id) = (node.role(), node.id.clone());
@@ -153,13 +168,8 @@ impl Probe {
             if events.send(Event::Checked(check)).await.is_err() {
                 return;
             }
-            let Schedule { interval, jitter, .. } = self.schedule;
-            let pause = if streak.is_unconfirmed(&self.schedule) {
-                interval / CONFIRM
-            } else {
-                interval.mul_f64(std::mem::replace(&mut phase, 1.0))
-            };
-            let spread = 1.0 + jitter * (2.0 * fastrand::f64() - 1.0);
+            let pause = self.schedule.pause_after(&streak).mul_f64(std::mem::replace(&mut phase, 1.0));
+            let spread = 1.0 + self.schedule.jitter * (2.0 * fastrand::f64() - 1.0);
             let pause = pause.mul_f64(spread).max(SHORTEST_PAUSE);
             tokio::time::sleep(SHORTEST_PAUSE).await;
             // The outcome does not matter: a check follows.
@@ -196,7 +206,7 @@ impl Probe {
                 Verdict::NotAsked(error.to_string())
             }
             Ok(Err(error)) => Verdict::Failed(NodeFault::new(error.kind(), causes(&error).to_string())),
-            Ok(Ok(status)) => self.kind.judge(status),
+            Ok(Ok(answer)) => self.kind.judge(answer),
         }
     }
 
@@ -221,7 +231,7 @@ impl Probe {
         Ok(stream)
     }
 
-    async fn ask(&self, asked: &mut Instant) -> Result<u16, CheckError> {
+    async fn ask(&self, asked: &mut Instant) -> Result<CheckAnswer, CheckError> {
         let (own, send_proxy) = match &self.kind {
             ProbeKind::Web { .. } => (Vec::new(), SendProxy::Off),
             ProbeKind::Varnish(settings) => (reveal(&settings.headers).await?, settings.send_proxy),
@@ -243,7 +253,53 @@ impl Probe {
             request = request.header(name, value);
         }
         let answer = connection.send(request.body(Full::default())?).await?;
-        Ok(answer.status().as_u16())
+        let status = answer.status().as_u16();
+        let has_text = match &self.kind {
+            ProbeKind::Web { expect, expect_body: Some(text), .. } if expect.contains(&status) => {
+                has_text(answer.into_body(), text.as_bytes()).await?
+            }
+            ProbeKind::Web { .. } | ProbeKind::Varnish(_) => true,
+        };
+        Ok(CheckAnswer { status, has_text })
+    }
+}
+
+/// What a check was answered.
+#[derive(Clone, Copy, Debug)]
+struct CheckAnswer {
+    status: u16,
+    /// The expected text is in it, or none is expected.
+    has_text: bool,
+}
+
+/// Whether the first [`LONGEST_ANSWER`] bytes of a body have this text in them. Reads no further than that.
+async fn has_text(mut body: Incoming, text: &[u8]) -> hyper::Result<bool> {
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        // What was there before has no whole one.
+        let from = read.len().saturating_sub(text.len());
+        read.extend_from_slice(&data[..data.len().min(LONGEST_ANSWER - read.len())]);
+        if memchr::memmem::find(&read[from..], text).is_some() {
+            return Ok(true);
+        }
+        if read.len() == LONGEST_ANSWER {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+impl Schedule {
+    /// The time until the next check after these results: soon if more of the same change the node's health, or might.
+    fn pause_after(&self, streak: &Streak) -> Duration {
+        match (streak.failures, streak.passes) {
+            (0, Some(passes)) if passes < self.rise => self.interval / CONFIRM,
+            (0, _) => self.interval,
+            (failures, _) if failures < self.fall => self.interval / CONFIRM,
+            _ if self.interval_down.is_zero() => self.interval,
+            _ => self.interval_down,
+        }
     }
 }
 
@@ -259,8 +315,12 @@ impl CheckError {
 }
 
 impl ProbeKind {
-    fn judge(&self, status: u16) -> Verdict {
+    fn judge(&self, CheckAnswer { status, has_text }: CheckAnswer) -> Verdict {
         let words = match self {
+            ProbeKind::Web { path, expect, .. } if expect.contains(&status) && !has_text => {
+                let words = format!("{path} answered {status} without the text of health.web.expect_body");
+                return Verdict::Failed(NodeFault::new(FaultKind::Refuses, words));
+            }
             ProbeKind::Web { expect, .. } if expect.contains(&status) => return Verdict::Passed,
             ProbeKind::Web { path, .. } => format!("{path} answered {status}"),
             ProbeKind::Varnish(_) if would_obey(status) => return Verdict::Passed,
@@ -283,45 +343,105 @@ mod tests {
         fault.kind
     }
 
+    fn answered(status: u16) -> CheckAnswer {
+        CheckAnswer { status, has_text: true }
+    }
+
+    /// The pauses in ms after each of these results: `+` passed, `-` failed.
+    fn pauses(schedule: Schedule, results: &str) -> Vec<u128> {
+        let mut streak = Streak::NEW;
+        let failed = || Verdict::Failed(NodeFault::new(FaultKind::Fails, "it answered 500"));
+        let after = |result| {
+            streak.count(&if result == '+' { Verdict::Passed } else { failed() });
+            schedule.pause_after(&streak).as_millis()
+        };
+        results.chars().map(after).collect()
+    }
+
+    #[test]
+    fn a_change_is_confirmed_soon_and_a_node_that_is_down_is_asked_at_its_own_interval() {
+        let (ms, interval_down) = (Duration::from_millis, Duration::from_millis(200));
+        let schedule = Schedule { interval: ms(1000), interval_down, timeout: ms(100), rise: 2, fall: 3, jitter: 0.0 };
+        let expected = [1000, 1000, 100, 100, 200, 200, 100, 1000, 1000, 100, 100, 1000];
+        assert_eq!(pauses(schedule, "++----+++-++"), expected);
+        assert_eq!(pauses(Schedule { interval_down: Duration::ZERO, ..schedule }, "---"), [100, 100, 1000]);
+    }
+
+    #[tokio::test]
+    async fn a_web_node_is_well_when_its_answer_has_the_expected_text() {
+        const CHUNKED: &[u8] =
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nall is\r\n5\r\n well\r\n0\r\n\r\n";
+        let verdict = async |text: &str, address| {
+            let mut config = HealthChecks::default();
+            config.web.expect_body = Some(text.to_owned());
+            let spec = NodeSpec::new(Role::Web, NodeId::try_from("a").unwrap(), address);
+            Probe::new(&spec, &config).check(&mut Instant::now()).await
+        };
+        let address = node(&[("GET", CHUNKED)]).await;
+        // Also where it is cut into pieces.
+        for text in ["all is well", "is w", "well", "a"] {
+            assert_eq!(verdict(text, address).await, Verdict::Passed, "{text}");
+        }
+        let Verdict::Failed(fault) = verdict("all is lost", address).await else { panic!("passed") };
+        assert_eq!(fault.kind, FaultKind::Refuses);
+        assert!(fault.text.contains("health.web.expect_body"), "{fault}");
+        // Another status is told first.
+        let away = node(&[("GET", b"HTTP/1.1 503 Away\r\nContent-Length: 4\r\n\r\nwell")]).await;
+        assert_eq!(kind_of(verdict("well", away).await), FaultKind::Fails);
+    }
+
+    #[tokio::test]
+    async fn no_more_of_an_answer_is_read_than_is_searched() {
+        static ENDLESS: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+            let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+            answer.resize(answer.len() + LONGEST_ANSWER, b'.');
+            answer.extend_from_slice(b"well");
+            answer
+        });
+        // The answer does not end: whoever waits for its end waits for ever.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let held = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            _ = stream.read(&mut [0; 1024]).await;
+            _ = stream.write_all(&ENDLESS).await;
+            std::future::pending::<()>().await;
+        });
+        let mut config = HealthChecks::default();
+        config.web.expect_body = Some("well".to_owned());
+        let spec = NodeSpec::new(Role::Web, NodeId::try_from("a").unwrap(), address);
+        let verdict = Probe::new(&spec, &config).check(&mut Instant::now()).await;
+        assert_eq!(kind_of(verdict), FaultKind::Refuses);
+        held.abort();
+    }
+
     #[test]
     fn a_varnish_is_well_when_it_would_obey_a_purge() {
         let kind = ProbeKind::Varnish(VarnishSettings::default());
         for status in [200, 400, 404, 410] {
-            assert_eq!(kind.judge(status), Verdict::Passed, "{status}");
+            assert_eq!(kind.judge(answered(status)), Verdict::Passed, "{status}");
         }
         for (status, expected, words) in
             [(405, FaultKind::Refuses, "acl purge"), (501, FaultKind::Fails, "answered 501")]
         {
-            let Verdict::Failed(fault) = kind.judge(status) else { panic!("passed") };
+            let Verdict::Failed(fault) = kind.judge(answered(status)) else { panic!("passed") };
             assert_eq!(fault.kind, expected);
             assert!(fault.text.contains(words), "{fault}");
         }
     }
 
     #[test]
-    fn what_differs_from_the_result_before_is_confirmed_soon_and_what_is_as_ever_is_not() {
-        let checks = HealthChecks::default();
-        let spec = NodeSpec::new(Role::Web, "web-1".try_into().unwrap(), ([127, 0, 0, 1], 80).into());
-        let Probe { schedule, .. } = Probe::new(&spec, &checks);
-        assert_eq!((schedule.rise, schedule.fall), (2, 3));
-        let mut streak = Streak::NEW;
-        let mut soon = |passed: bool| {
-            let failed = || Verdict::Failed(NodeFault::new(FaultKind::Fails, "it answered 500"));
-            streak.count(&if passed { Verdict::Passed } else { failed() });
-            streak.is_unconfirmed(&schedule)
-        };
-        let results = [true, true, false, false, false, false, true, true, true, false, true, true];
-        let expected = [false, false, true, true, false, false, true, false, false, true, true, false];
-        assert_eq!(results.map(&mut soon), expected);
-    }
-
-    #[test]
     fn a_web_node_is_well_when_it_answers_as_expected() {
-        let kind = ProbeKind::Web { path: "/health_check.php".into(), host: String::new(), expect: vec![200, 204] };
-        assert_eq!(kind.judge(204), Verdict::Passed);
+        let kind = ProbeKind::Web {
+            path: "/health_check.php".into(),
+            host: String::new(),
+            expect: vec![200, 204],
+            expect_body: None,
+        };
+        assert_eq!(kind.judge(answered(204)), Verdict::Passed);
         let failed = |kind, words: &str| Verdict::Failed(NodeFault::new(kind, words));
-        assert_eq!(kind.judge(500), failed(FaultKind::Fails, "/health_check.php answered 500"));
-        assert_eq!(kind.judge(302), failed(FaultKind::Refuses, "/health_check.php answered 302"));
+        assert_eq!(kind.judge(answered(500)), failed(FaultKind::Fails, "/health_check.php answered 500"));
+        assert_eq!(kind.judge(answered(302)), failed(FaultKind::Refuses, "/health_check.php answered 302"));
     }
 
     /// A node (a fake: what it says is the test's) that answers requests of these methods so, and no other.

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::fleet::{FaultKind, Health, NodeFault, Role};
+use crate::fleet::{Ejection, FaultKind, Health, NodeFault, Role};
 
 /// What a node is to the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -19,12 +19,14 @@ pub(super) enum Standing {
     Serving,
     /// It gets a growing part of its share.
     Starting,
-    /// Its check fails, and it is used all the same: too few web nodes are up.
+    /// Its check fails, or it is ejected, and it is used all the same: too few others are left.
     UsedThoughDown,
     /// Nobody has checked it yet.
     Unchecked,
     /// Its check fails.
     Down,
+    /// Its check passes, and it failed the requests of clients.
+    Ejected,
     /// A Varnish that lacks a purge that was answered.
     Behind,
     /// A Varnish that was seen to keep a purged page.
@@ -48,6 +50,8 @@ pub(super) struct TrafficFacts<'f> {
     pub(super) health: Health,
     /// Why its health check fails; `None` if it does not.
     pub(super) fault: Option<&'f NodeFault>,
+    /// Its ejection, if it failed requests, and how much of that is left.
+    pub(super) ejection: Option<(&'f Ejection, Duration)>,
     /// Percent of its full share.
     pub(super) share: u32,
     /// Only of a Varnish.
@@ -89,7 +93,12 @@ impl TrafficFacts<'_> {
         let gets_traffic = match state {
             Standing::Serving | Standing::Starting | Standing::UsedThoughDown => true,
             Standing::Unchecked => self.usable,
-            Standing::Down | Standing::Behind | Standing::Untrusted | Standing::Drained | Standing::Unresolved => false,
+            Standing::Down
+            | Standing::Ejected
+            | Standing::Behind
+            | Standing::Untrusted
+            | Standing::Drained
+            | Standing::Unresolved => false,
         };
         let fault = self.kind(state);
         TrafficVerdict { state, gets_traffic, fault, why: self.why(state), advice: self.advice(state, fault) }
@@ -101,10 +110,12 @@ impl TrafficFacts<'_> {
             _ if self.weight == 0 || self.drained_at_ms.is_some() => Standing::Drained,
             (Health::Down, _) if !self.usable => Standing::Down,
             (Health::Unknown, _) if !self.usable => Standing::Unchecked,
+            (Health::Up, _) if !self.usable => Standing::Ejected,
             (_, Some(cache)) if cache.trial_fenced => Standing::Untrusted,
             (_, Some(cache)) if !cache.admitted => Standing::Behind,
             (Health::Down, _) => Standing::UsedThoughDown,
             (Health::Unknown, _) => Standing::Unchecked,
+            (Health::Up, _) if self.ejection.is_some() => Standing::UsedThoughDown,
             (Health::Up, _) if self.share < 100 => Standing::Starting,
             (Health::Up, _) => Standing::Serving,
         }
@@ -113,7 +124,9 @@ impl TrafficFacts<'_> {
     /// The kind of the fault that makes it what it is to the traffic.
     fn kind(&self, state: Standing) -> Option<FaultKind> {
         let fault = match state {
-            Standing::Down | Standing::UsedThoughDown => self.fault,
+            Standing::Down | Standing::UsedThoughDown | Standing::Ejected => {
+                self.fault.or(self.ejection.map(|(ejection, _)| &ejection.fault))
+            }
             Standing::Behind => self.cache.and_then(|cache| cache.fault),
             Standing::Serving
             | Standing::Starting
@@ -130,7 +143,11 @@ impl TrafficFacts<'_> {
         match state {
             Standing::Serving | Standing::Unresolved => String::new(),
             Standing::Starting => format!("slow start: {} % of its share", self.share),
-            Standing::UsedThoughDown => format!("{reason}; used all the same, as too few web nodes are up"),
+            Standing::UsedThoughDown => match self.ejection.filter(|_| self.health == Health::Up) {
+                Some(ejection) => format!("{}; used all the same, as too few others are well", ejected(ejection)),
+                None => format!("{reason}; used all the same, as too few web nodes are up"),
+            },
+            Standing::Ejected => self.ejection.map(ejected).unwrap_or_default(),
             Standing::Unchecked => "not checked yet".to_owned(),
             Standing::Down => match self.cache.filter(|cache| cache.lag > 0) {
                 Some(cache) => format!("{reason}; {}", CacheFacts { fault: None, ..cache }.behind()),
@@ -148,11 +165,16 @@ impl TrafficFacts<'_> {
     fn advice(&self, state: Standing, fault: Option<FaultKind>) -> String {
         let text = match state {
             Standing::Serving | Standing::Starting | Standing::Unresolved => "",
+            Standing::UsedThoughDown if self.health == Health::Up => return self.advice(Standing::Ejected, fault),
             Standing::UsedThoughDown => {
                 "Most web nodes fail their check at once: look at what the check needs (database, Redis, search) before \
                  you look at a single node."
             }
             Standing::Unchecked => "Wait for its first health checks.",
+            Standing::Ejected => {
+                "It comes back by itself, and is ejected for longer if it still fails. Its health check does not see what clients see: \
+                 look at its error log, and let health.web.path ask for what fails."
+            }
             Standing::Down | Standing::Behind => match (fault, self.role) {
                 (Some(kind), Role::Varnish) => return advice_for_varnish(kind, self.address),
                 (Some(kind), Role::Web) => return advice_for_web(kind, self.address),
@@ -224,8 +246,8 @@ fn advice_for_web(kind: FaultKind, address: SocketAddr) -> String {
              it does, see its error log."
         ),
         FaultKind::Refuses => {
-            "It answers, but not as health.web.expect wants: compare health.web.path, health.web.host \
-                               and health.web.expect with what it serves."
+            "It answers, but not as health.web.expect wants: compare health.web.path, health.web.host, \
+                               health.web.expect and health.web.expect_body with what it serves."
                 .to_owned()
         }
         FaultKind::Malformed => {
@@ -278,6 +300,12 @@ impl CacheFacts<'_> {
     }
 }
 
+/// The words for a node that failed the requests of clients.
+fn ejected((ejection, left): (&Ejection, Duration)) -> String {
+    let whole = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
+    format!("{}; ejected for {}, {} of it left", ejection.fault, whole(ejection.lasts), whole(left))
+}
+
 /// The words for a node that an operator drained at this time, in milliseconds since 1970.
 pub(super) fn drained_since(at_ms: u64) -> String {
     let at = UNIX_EPOCH + Duration::from_millis(at_ms);
@@ -307,6 +335,11 @@ mod tests {
         Box::leak(Box::new(NodeFault::new(kind, text)))
     }
 
+    fn ejection() -> Ejection {
+        let fault = crate::fleet::RequestFault::Status(503).of_streak(5);
+        Ejection { until: std::time::Instant::now(), lasts: Duration::from_secs(60), fault }
+    }
+
     fn facts(health: Health, cache: CacheFacts<'static>) -> TrafficFacts<'static> {
         let address = SocketAddr::from(([10, 0, 1, 11], 6081));
         let usable = health == Health::Up;
@@ -319,6 +352,7 @@ mod tests {
             usable,
             health,
             fault: Some(silent).filter(|_| health == Health::Down),
+            ejection: None,
             share: 100,
             cache: Some(cache),
         }
@@ -431,6 +465,15 @@ mod tests {
             let verdict = facts.verdict();
             assert!(!verdict.gets_traffic && !verdict.why.is_empty() && !verdict.advice.is_empty(), "{verdict:?}");
         }
+        let ejection = ejection();
+        let ejected = Some((&ejection, Duration::from_secs(12)));
+        let out = TrafficFacts { ejection: ejected, usable: false, ..up() }.verdict();
+        assert_eq!((out.state, out.gets_traffic, out.fault), (Standing::Ejected, false, Some(FaultKind::Fails)));
+        assert_eq!(out.why, "5 requests in a row failed, the last one: answered 503; ejected for 1m, 12s of it left");
+        assert!(out.advice.contains("health check does not see"), "{}", out.advice);
+        let used = TrafficFacts { ejection: ejected, ..up() }.verdict();
+        assert_eq!((used.state, used.gets_traffic, &used.advice), (Standing::UsedThoughDown, true, &out.advice));
+        assert!(used.why.ends_with("used all the same, as too few others are well"), "{}", used.why);
         let panic = TrafficFacts { usable: true, role: Role::Web, cache: None, ..facts(Health::Down, CACHE) };
         assert_eq!((panic.verdict().state, panic.verdict().gets_traffic), (Standing::UsedThoughDown, true));
         assert_eq!(TrafficFacts { share: 25, ..up() }.verdict().why, "slow start: 25 % of its share");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
@@ -246,6 +246,7 @@ impl AdminContext {
             usable: member.usable,
             health: member.health,
             fault: member.fault.as_ref(),
+            ejection: member.ejection.as_ref().map(|out| (out, out.until.saturating_duration_since(Instant::now()))),
             share,
             cache: varnish.as_ref().map(|varnish| CacheFacts {
                 admitted: varnish.admitted,

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::engine::Engine;
 use crate::config::{Config, HealthChecks, JournalKind, RegistryKind, StaticNode};
 use crate::etcd::follow::WatchStatus;
-use crate::fleet::{Event, NodeKey, NodeSource};
+use crate::fleet::{Event, NodeSource, Suspicion};
 use crate::fleet_keeper::{FleetKeeper, KeeperContext};
 use crate::registry::fixed::UnresolvedNodes;
 use crate::registry::{self, RegistryStatus, SourceStatus};
@@ -56,7 +56,7 @@ pub(super) struct FleetInputs {
     /// Turns true when the sources have announced all nodes that they knew at the start.
     pub(super) listed: watch::Receiver<bool>,
     /// Reports nodes that failed a request to the keeper.
-    pub(super) suspects: mpsc::Sender<NodeKey>,
+    pub(super) suspects: mpsc::Sender<Suspicion>,
     /// The status of the registry, if there is one beside the configuration.
     pub(super) registry: Option<RegistryStatus>,
     /// Nodes of the configuration whose names have no address yet.

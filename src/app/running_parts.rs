@@ -21,7 +21,7 @@ use crate::edge;
 use crate::files::FileBudget;
 use crate::fleet::Fence;
 use crate::origin;
-use crate::proxy::{Admission, LeaveNotice, TrafficRules};
+use crate::proxy::{Admission, FailureStatuses, LeaveNotice, TrafficRules};
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
@@ -59,6 +59,7 @@ impl TrafficParts {
                 metrics(),
             ),
             limits: config.limits.clone(),
+            failing: FailureStatuses::new(&config.health),
             access,
         }
     }

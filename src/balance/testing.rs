@@ -16,7 +16,7 @@ pub(super) fn pool_of(nodes: impl IntoIterator<Item = (usize, u32, Option<&'stat
         let zone = zone.map(Arc::from);
         let spec = NodeSpec { weight, zone, ..NodeSpec::new(Role::Varnish, id, ([127, 0, 0, 1], 80).into()) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-        Member { node, health: Health::Up, fault: None, retained: false, usable: false }
+        Member { node, health: Health::Up, fault: None, ejection: None, retained: false, usable: false }
     };
     Pool::new(nodes.into_iter().map(member).collect(), 0.0, zone).remembering(&Pool::default())
 }

@@ -32,6 +32,9 @@ const LONGEST_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
+const LONGEST_EXPECTED: usize = 1024;
+const EJECTION: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const LONGEST_EJECTION: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_RETAIN: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_LEAVE: Duration = Duration::from_secs(600);
 const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
@@ -215,6 +218,20 @@ impl Config {
         {
             rules.require(slow_start <= LONGEST_SLOW_START, key, "must be at most 1h; 0s is off");
         }
+        check_ejection("health.web", (web.eject_for, web.eject_for_max), web.max_ejected, &web.eject_statuses, rules);
+        check_ejection(
+            "health.varnish",
+            (varnish.eject_for, varnish.eject_for_max),
+            varnish.max_ejected,
+            &varnish.eject_statuses,
+            rules,
+        );
+        for (key, interval) in
+            [("health.web.interval_down", web.interval_down), ("health.varnish.interval_down", varnish.interval_down)]
+        {
+            let is_allowed = interval.is_zero() || interval >= SHORTEST_INTERVAL;
+            rules.require(is_allowed, key, "must be at least 10ms; 0s is as interval");
+        }
         for (section, interval, timeout, counts, jitter) in [
             ("health.web", web.interval, web.timeout, [web.rise, web.fall], web.jitter),
             ("health.varnish", varnish.interval, varnish.timeout, [varnish.rise, varnish.fall], varnish.jitter),
@@ -367,6 +384,24 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut RuleCheck) {
     }
 }
 
+fn check_ejection(
+    section: &str,
+    (lasts, longest): (Duration, Duration),
+    most: f64,
+    statuses: &[u16],
+    rules: &mut RuleCheck,
+) {
+    let key = |name: &str| format!("{section}.{name}");
+    rules.require(EJECTION.contains(&lasts), key("eject_for"), "must be 1s to 1h");
+    let reason = format!("must be at least {section}.eject_for, and at most 24h");
+    rules.require(longest >= lasts && longest <= LONGEST_EJECTION, key("eject_for_max"), reason);
+    rules.require((0.0..=1.0).contains(&most), key("max_ejected"), "must be 0 to 1");
+    for (index, status) in statuses.iter().enumerate() {
+        let reason = "must be 500 to 599: an answer below 500 shows that the node works";
+        rules.require((500..=599).contains(status), key(&format!("eject_statuses[{index}]")), reason);
+    }
+}
+
 fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
     let is_path = web.path.starts_with('/') && web.path.bytes().all(|b| b.is_ascii_graphic());
     rules.require(is_path, "health.web.path", "must start with / and hold no blank; write %20 for one");
@@ -378,6 +413,8 @@ fn check_web(web: &WebChecks, rules: &mut RuleCheck) {
         let key = format!("health.web.expect[{index}]");
         rules.require((100..=599).contains(status), key, "must be 100 to 599");
     }
+    let is_short = web.expect_body.as_deref().is_none_or(|text| text.len() <= LONGEST_EXPECTED);
+    rules.require(is_short, "health.web.expect_body", "must be at most 1024 bytes");
     rules.require((0.0..=1.0).contains(&web.panic_threshold), "health.web.panic_threshold", "must be 0 to 1");
 }
 

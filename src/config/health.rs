@@ -26,6 +26,9 @@ pub struct WebChecks {
     /// Time between two checks of a node, at least 10ms. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub interval: Duration,
+    /// The same of a node that is down, at least 10ms; `0s` (the default) is as `interval`.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub interval_down: Duration,
     /// Time after which a check has failed, at most `interval`. Default 2s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub timeout: Duration,
@@ -38,6 +41,9 @@ pub struct WebChecks {
     pub jitter: f64,
     /// Status codes that pass, 100 to 599. Default `[200]`.
     pub expect: Vec<u16>,
+    /// Text that must be in the first 64 KiB of the answer, as it is written here; empty (the default) is none.
+    #[serde(with = "empty_is_none")]
+    pub expect_body: Option<String>,
     /// For how long the share of a node grows from a tenth to the whole after it came (back) into traffic, at most 1h.
     /// `0s` is off. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
@@ -47,6 +53,22 @@ pub struct WebChecks {
     pub host: Option<String>,
     /// The share of healthy web nodes, 0 to 1, below which health is ignored and all get traffic. Default 0.5.
     pub panic_threshold: f64,
+    /// Requests in a row, within at least a second, that a node fails before it gets none for a while, whatever its checks say:
+    /// no connection, no answer, one that is too slow, malformed or cut off, or has a status of `eject_statuses`. Nobody is ejected
+    /// when more nodes fail than may be out (`max_ejected`). `0` is off. Default 5, as with Envoy.
+    pub eject_after: u32,
+    /// For how long a node is ejected the first time, 1s to 1h; each further time for so much longer. Each such time in traffic
+    /// takes one step back. Default 30s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub eject_for: Duration,
+    /// The longest time of an ejection, `eject_for` to 24h. Default 5m.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub eject_for_max: Duration,
+    /// The share of the nodes in traffic that may be ejected at once, 0 to 1. One always stays. Default 0.5.
+    pub max_ejected: f64,
+    /// Status codes of an answer that count as a failure of the node, 500 to 599. Others from 500 on say nothing, and every other
+    /// answer ends the row of failures. Default `[502, 503, 504]`: a gateway's words for a PHP that is gone, full or hangs.
+    pub eject_statuses: Vec<u16>,
 }
 
 impl Default for WebChecks {
@@ -54,14 +76,21 @@ impl Default for WebChecks {
         WebChecks {
             path: "/health_check.php".to_owned(),
             interval: Duration::from_secs(5),
+            interval_down: Duration::ZERO,
             timeout: Duration::from_secs(2),
             rise: 2,
             fall: 3,
             jitter: 0.1,
             expect: vec![200],
+            expect_body: None,
             slow_start: Duration::from_secs(5),
             host: None,
             panic_threshold: 0.5,
+            eject_after: 5,
+            eject_for: Duration::from_secs(30),
+            eject_for_max: Duration::from_secs(300),
+            max_ejected: 0.5,
+            eject_statuses: vec![502, 503, 504],
         }
     }
 }
@@ -73,6 +102,9 @@ pub struct VarnishChecks {
     /// Time between two checks of a node, at least 10ms. Default 1s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub interval: Duration,
+    /// The same of a node that is down, at least 10ms; `0s` (the default) is as `interval`.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub interval_down: Duration,
     /// Time after which a check has failed, at most `interval`. Default 500ms.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub timeout: Duration,
@@ -86,6 +118,22 @@ pub struct VarnishChecks {
     /// `0s` is off. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub slow_start: Duration,
+    /// Requests in a row, within at least a second, that a node fails before it gets none for a while, whatever its checks say:
+    /// no connection, no answer, a malformed one, or a status of `eject_statuses`. It gets every purge meanwhile. Nobody is ejected
+    /// when more nodes fail than may be out (`max_ejected`). `0` is off. Default 5, as with Envoy.
+    pub eject_after: u32,
+    /// For how long a node is ejected the first time, 1s to 1h; each further time for so much longer. Each such time in traffic
+    /// takes one step back. Default 30s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub eject_for: Duration,
+    /// The longest time of an ejection, `eject_for` to 24h. Default 5m.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub eject_for_max: Duration,
+    /// The share of the nodes in traffic that may be ejected at once, 0 to 1. One always stays. Default 0.5.
+    pub max_ejected: f64,
+    /// Status codes of an answer that count as a failure of the node, 500 to 599. Default none: those of a Varnish are its
+    /// backend's, and a page that always fails is always asked of the same Varnish.
+    pub eject_statuses: Vec<u16>,
     /// Whether it is tried, with a page of clearcoat's own, that purges take pages out of a node. Default true.
     pub trial: bool,
 }
@@ -94,11 +142,17 @@ impl Default for VarnishChecks {
     fn default() -> Self {
         VarnishChecks {
             interval: Duration::from_secs(1),
+            interval_down: Duration::ZERO,
             timeout: Duration::from_millis(500),
             rise: 2,
             fall: 2,
             jitter: 0.1,
             slow_start: Duration::from_secs(5),
+            eject_after: 5,
+            eject_for: Duration::from_secs(30),
+            eject_for_max: Duration::from_secs(300),
+            max_ejected: 0.5,
+            eject_statuses: Vec::new(),
             trial: true,
         }
     }

@@ -101,7 +101,14 @@ impl Rig {
         let settings = VarnishSettings { epoch: epoch.map(Arc::from), ..VarnishSettings::default() };
         let spec = NodeSpec { varnish: Some(settings.clone()), ..NodeSpec::new(Role::Varnish, id, address) };
         let node = Arc::new(Node::new(spec, Arc::new(Live::default()), 1));
-        let member = Member { node: Arc::clone(&node), health: Health::Up, fault: None, retained: false, usable: true };
+        let member = Member {
+            node: Arc::clone(&node),
+            health: Health::Up,
+            fault: None,
+            ejection: None,
+            retained: false,
+            usable: true,
+        };
         let fleet = Snapshot { version: 1, varnish: Pool::new(vec![member], 0.0, None), web: Pool::default() };
         let context = DeliveryContext {
             fence: Arc::new(Fence::at(journal.head())),
@@ -372,7 +379,8 @@ async fn a_page_for_anothers_address_may_be_ours_until_ours_is_known() {
     let theirs = "127.0.0.2".parse().unwrap();
     let other = NodeSpec::new(Role::Varnish, NodeId::try_from("varnish-2").unwrap(), (theirs, 80).into());
     let other = Arc::new(Node::new(other, Arc::default(), 2));
-    let member = |node| Member { node, health: Health::Down, fault: None, retained: false, usable: false };
+    let member =
+        |node| Member { node, health: Health::Down, fault: None, ejection: None, retained: false, usable: false };
     let varnish = Pool::new(vec![member(Arc::clone(&rig.node)), member(other)], 0.0, None);
     rig.deliveries.context.fleet.store(Arc::new(Snapshot { version: 2, varnish, web: Pool::default() }));
     let pass = |to: IpAddr| {

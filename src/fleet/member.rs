@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{FaultKind, Health, Node, NodeFault};
+use super::{Ejection, FaultKind, Health, Node, NodeFault};
 
 /// A node with the keeper's state.
 #[derive(Clone, Debug)]
@@ -13,6 +13,8 @@ pub struct Member {
     pub health: Health,
     /// Why it is down; `None` if it is not.
     pub fault: Option<NodeFault>,
+    /// Its ejection, if it failed the requests of clients.
+    pub ejection: Option<Ejection>,
     /// Whether it is kept though its source no longer names it.
     pub retained: bool,
     /// Whether health and weight allow traffic to it.

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{LifeSigns, NodeOverride, PeakLatency, ReturnsSeals, SealStanding, SendProxy, VarnishSettings};
+use super::{
+    FailureStreak, LifeSigns, NodeOverride, PeakLatency, ReturnsSeals, SealStanding, SendProxy, VarnishSettings,
+};
 
 /// The function of a node in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -327,6 +329,8 @@ pub struct Live {
     pub life_signs: LifeSigns,
     /// How long its answers take to begin, if the listener's policy asks for that.
     pub latency: PeakLatency,
+    /// The requests of clients that it failed in a row.
+    pub failures: FailureStreak,
     /// The difference to [`WHOLE_SHARE`].
     withheld: AtomicU32,
     /// A [`TrialState`].

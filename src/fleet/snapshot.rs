@@ -48,6 +48,9 @@ impl Pool {
     /// look like the one with the least to do. Only if there is no other node, those may be tried as well. While no node is up yet that takes traffic, unchecked
     /// nodes may serve: those that are up may all be about to go, replaced by these. `zone` is where this clearcoat stands, if
     /// that is known.
+    ///
+    /// Ejected nodes get nothing, unless too few others are left: none that has a weight, or fewer than the panic threshold wants.
+    /// What some requests have met counts less than what the checks see, so ejections are the first to be ignored.
     pub fn new(mut members: Vec<Member>, panic_threshold: f64, zone: Option<&str>) -> Self {
         members.sort_by(|a, b| a.node.id().cmp(b.node.id()));
         let takes_traffic = |member: &&Member| member.node.weight > 0;
@@ -58,9 +61,11 @@ impl Pool {
         let unchecked = count(|member| member.health == Health::Unknown);
         let too_few = doubted > 0 && (up as f64) < panic_threshold * ((up + doubted) as f64);
         let nobody_else = panic_threshold > 0.0 && up + doubted + unchecked == 0;
+        let well = count(|member| member.health == Health::Up && member.ejection.is_none());
+        let ejects = well > 0 && well as f64 >= panic_threshold * ((up + doubted) as f64);
         for member in &mut members {
             let may_serve = match member.health {
-                Health::Up => true,
+                Health::Up => member.ejection.is_none() || !ejects,
                 Health::Unknown => up == 0,
                 Health::Down => nobody_else || too_few && !member.is_gone(),
             };
@@ -124,7 +129,7 @@ mod tests {
         let member = |(index, (id, health)): (usize, &(&str, Health))| {
             let spec = NodeSpec::new(Role::Web, NodeId::try_from(*id).unwrap(), ([127, 0, 0, 1], 80).into());
             let node = Arc::new(Node::new(spec, Arc::new(Live::default()), index as u64));
-            Member { node, health: *health, fault: None, retained: false, usable: false }
+            Member { node, health: *health, fault: None, ejection: None, retained: false, usable: false }
         };
         Pool::new(states.iter().enumerate().map(member).collect(), panic_threshold, None)
     }
@@ -194,6 +199,30 @@ mod tests {
         assert!(usable(&replaced) == ["b"] && replaced.panics());
         let drained = with_first(&[("a", down), ("b", up), ("c", up), ("d", down)], weigh_nothing);
         assert!(usable(&drained) == ["b", "c"] && !drained.panics());
+    }
+
+    fn ejected(states: &[(&str, Health)], out: &[&str], panic_threshold: f64) -> Pool {
+        let mut members = pool(states, 0.0).members().to_vec();
+        let now = std::time::Instant::now();
+        let fault = NodeFault::new(FaultKind::Fails, "answered 503");
+        let ejection = Some(crate::fleet::Ejection { until: now, lasts: std::time::Duration::ZERO, fault });
+        let is_out = |member: &&mut Member| out.contains(&member.node.id().as_str());
+        members.iter_mut().filter(is_out).for_each(|member| member.ejection = ejection.clone());
+        Pool::new(members, panic_threshold, None)
+    }
+
+    #[test]
+    fn the_ejected_get_nothing_while_enough_others_are_left() {
+        let up = [("a", Health::Up), ("b", Health::Up), ("c", Health::Up)];
+        assert_eq!(usable(&ejected(&up, &["b"], 0.5)), ["a", "c"]);
+        // Fewer than the threshold wants, or none: the checks are believed, and not the requests.
+        assert_eq!(usable(&ejected(&up, &["a", "b"], 0.5)), ["a", "b", "c"]);
+        assert_eq!(usable(&ejected(&up, &["a", "b"], 0.0)), ["c"]);
+        assert_eq!(usable(&ejected(&up, &["a", "b", "c"], 0.0)), ["a", "b", "c"]);
+        // And in a panic neither.
+        let most_down = [("a", Health::Up), ("b", Health::Down), ("c", Health::Down)];
+        assert_eq!(usable(&ejected(&most_down, &["a"], 0.5)), ["a", "b", "c"]);
+        assert_eq!(usable(&ejected(&most_down, &["a"], 0.0)), ["a"]);
     }
 
     #[test]

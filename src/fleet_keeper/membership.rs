@@ -142,6 +142,7 @@ impl FleetKeeper {
     fn stop(&mut self, identity: &NodeKey) -> bool {
         let Some(state) = self.nodes.remove(identity) else { return false };
         state.probe_task.abort();
+        self.ejections.of_mut(identity.0).forget(&identity.1);
         if identity.0 == Role::Varnish {
             self.context.deliveries.stop(&identity.1);
             self.context.trials.iter().for_each(|trials| trials.stop(&identity.1));

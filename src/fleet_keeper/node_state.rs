@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tokio::task::AbortHandle;
 
 use crate::config::HealthChecks;
-use crate::fleet::{Health, HealthState, Member, Node, NodeFault, NodeOverride, NodeSpec, Role, Thresholds, Verdict};
+use crate::fleet::{
+    Ejection, Health, HealthState, Member, Node, NodeFault, NodeOverride, NodeSpec, Role, Thresholds, Verdict,
+};
 use crate::probe::Probe;
 
 pub(super) struct NodeState {
@@ -65,11 +67,12 @@ impl NodeState {
         self.node = Arc::new(node);
     }
 
-    pub(super) fn member(&self, retained: bool) -> Member {
+    pub(super) fn member(&self, retained: bool, ejection: Option<Ejection>) -> Member {
         Member {
             node: Arc::clone(&self.node),
             health: self.health.health(),
             fault: self.fault.clone(),
+            ejection,
             retained,
             usable: false,
         }

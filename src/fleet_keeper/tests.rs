@@ -6,8 +6,8 @@ use super::*;
 use crate::config::PurgeListener;
 use crate::delivery::{DeliveryContext, Pace, noted_by};
 use crate::fleet::{
-    CheckResult, FaultKind, Fence, Member, NamedOverride, NodeFault, NodeId, NodeOverride, VersionedOverride,
-    WHOLE_SHARE,
+    CheckResult, FaultKind, Fence, LEAST_LASTING, Member, NamedOverride, NodeFault, NodeId, NodeOverride, RequestFault,
+    Streak, VersionedOverride, WHOLE_SHARE,
 };
 use crate::journal::{Limits, Memory};
 use crate::purge::Guard;
@@ -383,4 +383,43 @@ async fn many_events_become_one_snapshot_and_none_becomes_none() {
     assert_eq!((version(&rig), rig.shown().len()), (before + 1, 1000));
     rig.keeper.take(nodes.iter().map(|id| Event::Joined(etcd(id, 1))));
     assert_eq!(version(&rig), before + 1);
+}
+
+impl Rig {
+    /// A row of requests that this node failed, at its present address or another one.
+    fn fails(&mut self, id: &str, at_its_address: bool) {
+        let endpoint_id = self.member(id).node.endpoint_id + u64::from(!at_its_address);
+        let streak = Some(Streak { failures: 5, lasts: LEAST_LASTING });
+        let node = (Role::Web, spec(id).id);
+        let suspicion = Suspicion { node, endpoint_id, fault: RequestFault::Status(503), streak };
+        self.keeper.suspect(suspicion, super::now());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_requests_is_out_for_its_time_and_starts_slowly_then() {
+    let mut rig = Rig::settled(0.5);
+    rig.fails("a", false);
+    assert!(rig.member("a").usable, "that was another one");
+    rig.fails("a", true);
+    assert_eq!((rig.member("a").usable, rig.member("b").usable), (false, true));
+    // Its check passed all the time.
+    rig.check("a", &Verdict::Passed);
+    rig.after(29.0).await;
+    assert!(!rig.member("a").usable);
+    rig.after(1.0).await;
+    assert!(rig.member("a").usable && rig.share("a") < WHOLE_SHARE / 8, "{}", rig.share("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejection_ends_when_a_failed_check_passes_or_the_others_are_lost() {
+    let mut rig = Rig::settled(0.0);
+    rig.fails("a", true);
+    rig.check("a", &down());
+    rig.check("a", &Verdict::Passed);
+    assert!(rig.member("a").usable);
+    rig.fails("a", true);
+    assert!(!rig.member("a").usable);
+    rig.check("b", &down());
+    assert!(rig.member("a").usable, "it is the last");
 }

@@ -12,6 +12,7 @@ use super::latency;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::spans;
+use super::suspicion;
 use super::trace::RequestPhase;
 use super::worker::Worker;
 use super::{Freshness, Frontend, OwnAnswer, StorePolicy};
@@ -123,6 +124,7 @@ async fn try_handle(
         let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
         let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
             Ok(after) => {
+                suspicion::note_answer(&client.worker, &node, request.status.unwrap_or_default());
                 nodes.answered = Some(node);
                 return Ok(after);
             }
@@ -145,7 +147,8 @@ async fn try_handle(
             }
             failure => failure,
         };
-        client.worker.suspect(&node, &failure, request);
+        client.worker.log_failure(&node, &failure, request);
+        suspicion::note_failure(&client.worker, &node, &failure, reused);
         nodes.answered = request.status.is_some().then(|| Arc::clone(&node));
         nodes.failed = Some(Arc::clone(&node));
         let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Frontend;
+use super::status_set::FailureStatuses;
 use crate::config::Limits;
 use crate::fleet::Role;
 use crate::telemetry::access::{AccessBuffer, AccessLog};
@@ -22,6 +23,8 @@ pub struct TrafficRules {
     pub origin: Frontend,
     /// Limits per client.
     pub limits: Limits,
+    /// The statuses with which nodes fail a request.
+    pub failing: FailureStatuses,
     /// The access log, if there is one.
     pub access: Option<Arc<AccessLog>>,
 }
@@ -33,6 +36,7 @@ pub(super) struct WorkerRules {
     edge: Rc<Frontend>,
     origin: Rc<Frontend>,
     pub(super) limits: Rc<Limits>,
+    pub(super) failing: FailureStatuses,
     pub(super) access: Option<Rc<AccessBuffer>>,
 }
 
@@ -49,6 +53,7 @@ impl WorkerRules {
             edge: Rc::new(rules.edge.clone()),
             origin: Rc::new(rules.origin.clone()),
             limits: Rc::new(rules.limits.clone()),
+            failing: rules.failing,
             access,
         }
     }

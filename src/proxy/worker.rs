@@ -18,10 +18,11 @@ use super::request::{Request, RequestId, RequestPool};
 use super::rules::{TrafficRules, WorkerRules};
 use super::spin::Spin;
 use super::splice::Pipes;
+use super::status_set::StatusSet;
 use crate::balance::LbContext;
 use crate::config::Limits;
 use crate::files::{FileBudget, Share};
-use crate::fleet::{Node, NodeId, Role, Snapshot};
+use crate::fleet::{Node, Role, Snapshot, Suspicion};
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::Metrics;
 use crate::telemetry::access::AccessBuffer;
@@ -42,8 +43,8 @@ pub struct WorkerContext {
     pub fleet: Arc<ArcSwap<Snapshot>>,
     /// The process's metrics.
     pub metrics: Arc<Metrics>,
-    /// Nodes that failed a request, for an immediate health check. If the queue is full, a check is under way.
-    pub suspects: mpsc::Sender<(Role, NodeId)>,
+    /// Requests that a node failed, for an immediate health check or an ejection. If the queue is full, enough is known.
+    pub suspects: mpsc::Sender<Suspicion>,
     /// What a reload of the configuration changes.
     pub rules: Arc<ArcSwap<TrafficRules>>,
     /// The connections of public listeners.
@@ -181,17 +182,18 @@ impl Worker {
         self.stage.get()
     }
 
-    /// Reports a failure that is the node's fault to the log and the health checks.
-    pub(super) fn suspect(&self, node: &Node, failure: &Failure, request: &Request) {
+    /// Logs a failure that is the node's fault, whatever becomes of the request.
+    pub(super) fn log_failure(&self, node: &Node, failure: &Failure, request: &Request) {
         if !failure.blames_node() {
             return;
         }
         let request = request.name();
         tracing::debug!(%request, role = %node.spec.role(), node = %node.id(), %failure, "node failed a request");
-        if matches!(failure, Failure::Connect(_) | Failure::NoAnswer(_)) {
-            // A full queue means that checks are under way anyway.
-            _ = self.shared.suspects.try_send((node.spec.role(), node.id().clone()));
-        }
+    }
+
+    /// The statuses with which a node of this role fails a request.
+    pub(super) fn failing(&self, role: Role) -> StatusSet {
+        self.rules.borrow().failing.of(role)
     }
 
     /// Logs a failure that the client noticed and did not cause: its answer was refused, cut off or never came, or no node

@@ -88,7 +88,7 @@ const since = (node) => (node.since ? `for ${lasting(now() - Date.parse(node.sin
 
 const STATES = {
   serving: ["serves", "good"], starting: ["slow start", "good"], "used-though-down": ["down, but used", "warn"],
-  unchecked: ["not checked yet", "warn"], down: ["down", "bad"], behind: ["behind", "bad"], untrusted: ["keeps purged pages", "bad"],
+  unchecked: ["not checked yet", "warn"], down: ["down", "bad"], ejected: ["ejected", "bad"], behind: ["behind", "bad"], untrusted: ["keeps purged pages", "bad"],
   drained: ["drained", "quiet"], unresolved: ["no address", "bad"],
 };
 const wordsOf = (node) => (STATES[node.state] || [node.state, "warn"])[0];
@@ -97,7 +97,7 @@ const roleName = (role) => (role === "varnish" ? "Varnish" : "web node");
 const byUrgency = (a, b) => urgency(b) - urgency(a) || a.id.localeCompare(b.id, "en", { numeric: true });
 
 function urgency(node) {
-  return { behind: 6, untrusted: 5, down: 4, unresolved: 3, unchecked: 2, "used-though-down": 2, drained: 1 }[node.state] || 0;
+  return { behind: 6, untrusted: 5, down: 4, ejected: 4, unresolved: 3, unchecked: 2, "used-though-down": 2, drained: 1 }[node.state] || 0;
 }
 
 function badge(node) {
@@ -136,7 +136,7 @@ function headline(fleet, out, wrong) {
     return ["bad", `${parts.join(" and ")} ${urgent.length === 1 ? "gets" : "get"} no traffic.`];
   }
   if (wrong.length) return ["warn", `All nodes serve, but look at ${wrong[0].who.replace(/^[A-Z]/, (letter) => letter.toLowerCase())}.`];
-  if (fleet.nodes.some((node) => node.state === "used-though-down")) return ["warn", "Most web nodes fail their check. They are used all the same."];
+  if (fleet.nodes.some((node) => node.state === "used-though-down")) return ["warn", "Too few nodes are well. Those that are not are used all the same."];
   const drained = out.length ? `, ${out.length} drained` : "";
   return ["good", `All is well: ${serving(varnish)} Varnish and ${plural(serving(web), "web node", "web nodes")} serve${drained}.`];
 }

@@ -21,6 +21,8 @@ pub(super) struct NodeFamilies {
     durations: Histograms<(Role, NodeId)>,
     bypassed: Counters<NodeId>,
     connect_errors: Counters<(Role, NodeId)>,
+    ejections: Counters<(Role, NodeId)>,
+    ejected: IntGauges<(Role, NodeId)>,
     inflight: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
     drained: IntGauges<(Role, NodeId)>,
@@ -53,6 +55,10 @@ pub struct NodeMetrics {
     bypassed: Option<IntCounter>,
     /// Connections that could not be opened.
     pub connect_errors: IntCounter,
+    /// Times it was ejected.
+    pub ejections: IntCounter,
+    /// 1 while it is ejected.
+    pub ejected: IntGauge,
     /// Requests that are at the node now.
     pub inflight: IntGauge,
     /// 1 while the node is up.
@@ -131,6 +137,8 @@ impl NodeFamilies {
                 "upstream_connect_errors_total",
                 "Connections to a node that could not be opened",
             )?,
+            ejections: counters(r, "ejections_total", "Times a node was ejected, because it failed requests")?,
+            ejected: int_gauges(r, "node_ejected", "1 while a node is ejected, because it failed requests")?,
             inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
             up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
             drained: int_gauges(r, "node_drained", "1 while an operator has drained a node")?,
@@ -182,6 +190,8 @@ impl NodeFamilies {
         let answers = CodeClass::ALL.map(|class| held.bind(requests, (class, Some(id.clone()))));
         let of_node = || (role, id.clone());
         let connect_errors = held.bind(&self.connect_errors, of_node());
+        let ejections = held.bind(&self.ejections, of_node());
+        let ejected = held.bind(&self.ejected, of_node());
         let inflight = held.bind(&self.inflight, of_node());
         let up = held.bind(&self.up, of_node());
         let drained = held.bind(&self.drained, of_node());
@@ -197,6 +207,8 @@ impl NodeFamilies {
             duration,
             bypassed,
             connect_errors,
+            ejections,
+            ejected,
             inflight,
             up,
             drained,

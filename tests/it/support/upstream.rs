@@ -105,7 +105,12 @@ struct Wire {
 impl Upstream {
     /// Starts a fake. The script is called with each request that is not a health check, on one thread per connection.
     pub fn start(script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Upstream::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), script)
+    }
+
+    /// The same at this address.
+    pub fn start_at(address: SocketAddr, script: impl Fn(&mut Call<'_>) -> Then + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(State {
             script: Box::new(script),

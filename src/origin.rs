@@ -53,6 +53,9 @@ pub fn frontend(
         // The edge wrote it, if one is wanted, and Varnish passes it on.
         offload_header: None,
         purge_methods: purge_methods.into(),
+        // It trusts its clients, and has asked nobody else.
+        gate: None,
+        error_pages: Arc::default(),
         own_answer: Arc::new(own_answer),
         notes_latency: config.policy == Policy::PeakEwma,
         select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),

@@ -21,7 +21,7 @@ use crate::edge;
 use crate::files::FileBudget;
 use crate::fleet::Fence;
 use crate::origin;
-use crate::proxy::{Admission, TrafficRules};
+use crate::proxy::{Admission, ErrorPages, Frontend, RateBuckets, TrafficRules};
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
@@ -38,17 +38,26 @@ pub(super) struct TrafficParts {
     pub(super) trials: Arc<Trials>,
     pub(super) sealing: Sealing,
     pub(super) metrics: Arc<Metrics>,
+    /// What clients have used up of their rates.
+    pub(super) buckets: Arc<RateBuckets>,
 }
 
 impl TrafficParts {
     /// The rules of this configuration.
-    pub(super) fn rules(&self, config: &Config, access: Option<Arc<AccessLog>>) -> TrafficRules {
+    pub(super) fn rules(
+        &self,
+        config: &Config,
+        access: Option<Arc<AccessLog>>,
+        pages: &Arc<ErrorPages>,
+    ) -> TrafficRules {
         let (methods, trials, metrics) =
             (&config.purge.methods, || Arc::clone(&self.trials), || Arc::clone(&self.metrics));
         let Sealing { origin, edge } = self.sealing.clone();
+        let parts = edge::GateParts { buckets: Arc::clone(&self.buckets), error_pages: Arc::clone(pages) };
+        let origin = origin::frontend(&config.origin, methods, Arc::clone(&self.guard), origin, trials(), metrics());
         TrafficRules {
-            edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics()),
-            origin: origin::frontend(&config.origin, methods, Arc::clone(&self.guard), origin, trials(), metrics()),
+            edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics(), parts),
+            origin: Frontend { error_pages: Arc::clone(pages), ..origin },
             limits: config.limits.clone(),
             access,
         }
@@ -77,6 +86,7 @@ pub(super) struct RunningParts {
 /// What was done for a new configuration, and has no effect yet.
 pub(super) struct PreparedParts {
     certificates: Vec<(Arc<Tls>, PreparedCertificates)>,
+    error_pages: Arc<ErrorPages>,
     /// `None`: the access log stays.
     access_log: Option<RunningAccessLog>,
 }
@@ -85,7 +95,7 @@ impl RunningParts {
     /// Does all that can fail. Reads files, and blocks meanwhile.
     ///
     /// # Errors
-    /// A new certificate that cannot be used, or an access log that cannot be opened. A certificate of before whose files are wrong now
+    /// A new certificate or a page that cannot be used, or an access log that cannot be opened. A certificate of before whose files are wrong now
     /// goes on: whoever watches them says so, and everything else can be taken all the same.
     pub(super) fn prepare(&self, before: &Config, now: &Config) -> anyhow::Result<PreparedParts> {
         let mut certificates = Vec::new();
@@ -103,7 +113,8 @@ impl RunningParts {
         let metrics = &self.traffic.metrics;
         let access_log =
             (!is_same_access_log(&before.log, &now.log)).then(|| RunningAccessLog::start(&now.log, metrics));
-        Ok(PreparedParts { certificates, access_log: access_log.transpose()? })
+        let error_pages = Arc::new(ErrorPages::read(&now.edge)?);
+        Ok(PreparedParts { certificates, error_pages, access_log: access_log.transpose()? })
     }
 
     /// Gives each part what it is to go by from now on. Returns the rules of before, which are gone when no worker goes by them any
@@ -127,7 +138,7 @@ impl RunningParts {
         if before.limits.max_connections != now.limits.max_connections {
             self.files.limit_edge_clients(now.limits.max_connections);
         }
-        let old = self.rules.swap(Arc::new(self.traffic.rules(now, access)));
+        let old = self.rules.swap(Arc::new(self.traffic.rules(now, access, &prepared.error_pages)));
         self.purge_api.configure(&now.purge);
         self.deliveries.configure(&now.purge);
         self.admin_api.configure(AdminSettings::of(now));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::edge_rules::{EdgeErrorPages, EdgeHttps, EdgeMaintenance, EdgeRateLimit};
 use super::optional::empty_is_none;
 use super::text;
 use crate::balance::{BoundedLoad, Policy};
@@ -62,6 +63,20 @@ pub struct Edge {
     /// Whether answers are sealed at the origin and judged at the edge: one that is older than a purge is thrown away there,
     /// whichever Varnish has kept it. Default true.
     pub seal: bool,
+    /// Hosts that the edge answers for: names, `*.` and a name for all below it, addresses; without ports. Others are
+    /// answered 421. Default none: every host.
+    pub hosts: Vec<String>,
+    /// Networks whose clients are answered 403; a bare address is one host. Default none.
+    #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
+    pub blocked: Vec<IpNet>,
+    /// `[edge.https]`: the redirect to https, and HSTS.
+    pub https: EdgeHttps,
+    /// `[edge.error_pages]`: pages for answers that clearcoat makes itself.
+    pub error_pages: EdgeErrorPages,
+    /// `[edge.maintenance]`: the shop is closed, but for some.
+    pub maintenance: EdgeMaintenance,
+    /// `[edge.rate_limit]`: how many requests clients may make.
+    pub rate_limit: EdgeRateLimit,
     /// `[[edge.tls]]`: where clients connect with TLS. Default none.
     pub tls: Vec<TlsListener>,
 }
@@ -81,6 +96,12 @@ impl Default for Edge {
             http2: true,
             offload_header: None,
             seal: true,
+            hosts: Vec::new(),
+            blocked: Vec::new(),
+            https: EdgeHttps::default(),
+            error_pages: EdgeErrorPages::default(),
+            maintenance: EdgeMaintenance::default(),
+            rate_limit: EdgeRateLimit::default(),
             tls: Vec::new(),
         }
     }

@@ -100,11 +100,11 @@ impl RunningParts {
     pub(super) fn prepare(&self, before: &Config, now: &Config) -> anyhow::Result<PreparedParts> {
         let mut certificates = Vec::new();
         let files_before = listeners::certificates_by_address(&before.edge);
-        for (address, files) in listeners::certificates_by_address(&now.edge) {
+        for (address, table) in listeners::certificates_by_address(&now.edge) {
             let of_address = self.certificates.iter().find(|(known, _)| *known == address);
             let (_, tls) = of_address.with_context(|| format!("edge.tls: nothing listens at {address}"))?;
-            let is_new = !files_before.iter().any(|known| *known == (address, files.clone()));
-            match tls.prepare(&files) {
+            let is_new = !files_before.iter().any(|known| *known == (address, table.clone()));
+            match tls.prepare(&table.files, &table.policy) {
                 Ok(prepared) => certificates.push((Arc::clone(tls), prepared)),
                 Err(error) if is_new => return Err(error).context("edge.tls"),
                 Err(error) => tracing::warn!("edge.tls: {error:#}; the certificate of before goes on at {address}"),

@@ -139,7 +139,42 @@ pub struct TlsListener {
     pub cert: PathBuf,
     /// A PEM file: the private key of the certificate. Read when TLS is set up.
     pub key: PathBuf,
+    /// The least version of TLS that a client must speak: `1.2` or `1.3`. The same for all tables with an address. Default `1.2`.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// The cipher suites that are used, by their IANA names ([`CIPHER_SUITES`]); among them the client's order decides. The same
+    /// for all tables with an address. Default none: all of them.
+    #[serde(default)]
+    pub ciphers: Vec<String>,
 }
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    #[serde(rename = "1.2")]
+    V12,
+    /// RFC 8446.
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+/// The cipher suites that there are, by their names in the registry of IANA: what rustls has. Those of TLS 1.3 come first.
+pub const CIPHER_SUITES: [&str; 9] = [
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+
+/// How many of [`CIPHER_SUITES`] are of TLS 1.3.
+pub const CIPHER_SUITES_OF_TLS13: usize = 3;
 
 /// What becomes of client requests while every Varnish is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -128,14 +128,14 @@ impl EdgeErrorPages {
 #[serde(default, deny_unknown_fields)]
 pub struct EdgeRateLimit {
     /// Requests a second of one client: an IPv4 address, or a /64 of IPv6; behind a trusted proxy whom it names in
-    /// `X-Forwarded-For`. 0 is no limit. At most 1000000, default 0.
+    /// `X-Forwarded-For`. 0 is no limit. At most 100000, default 0.
     pub client_rate: u32,
-    /// Requests that a client may make at once, when it has made none for a while. 1 to 1000000, default 200: a page with all
+    /// Requests that a client may make at once, when it has made none for a while. 1 to 100000, and at most 3600 times the rate; default 200: a page with all
     /// that belongs to it.
     pub client_burst: u32,
-    /// Requests a second of all clients together; 0 is no limit. At most 1000000, default 0.
+    /// Requests a second of all clients together; 0 is no limit. At most 100000, default 0.
     pub total_rate: u32,
-    /// Requests that all of them may make at once. 1 to 1000000, default 1000.
+    /// Requests that all of them may make at once. 1 to 100000, and at most 3600 times the rate; default 1000.
     pub total_burst: u32,
     /// Networks whose clients have no limit, and are not counted; a bare address is one host. Default none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]

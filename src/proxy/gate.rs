@@ -212,9 +212,11 @@ mod tests {
 
     #[test]
     fn the_rules_hold_in_their_order() {
-        let mut edge = config::Edge::default();
-        edge.blocked = vec!["192.0.2.0/24".parse().unwrap()];
-        edge.hosts = vec!["shop.example".to_owned()];
+        let mut edge = config::Edge {
+            blocked: vec!["192.0.2.0/24".parse().unwrap()],
+            hosts: vec!["shop.example".to_owned()],
+            ..config::Edge::default()
+        };
         edge.https.redirect = true;
         edge.maintenance.on = true;
         edge.maintenance.retry_after = Duration::from_millis(1500);
@@ -250,14 +252,14 @@ mod tests {
 
     #[test]
     fn one_client_uses_up_its_own_rate_and_not_that_of_all() {
-        let mut edge = config::Edge::default();
-        edge.rate_limit = config::EdgeRateLimit {
+        let rate_limit = config::EdgeRateLimit {
             client_rate: 1,
             client_burst: 2,
             total_rate: 1,
             total_burst: 4,
             exempt: vec!["203.0.113.0/24".parse().unwrap()],
         };
+        let edge = config::Edge { rate_limit, ..config::Edge::default() };
         let gate = gate(&edge).unwrap();
         let refusal = |from: &Arrival| gate.refusal(&get("a", "/"), from, Duration::from_secs(1));
         let from = |address| from(address, ClientScheme::Https);

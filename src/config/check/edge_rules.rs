@@ -4,15 +4,19 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::RuleCheck;
-use crate::config::Edge;
+use crate::config::{CIPHER_SUITES, CIPHER_SUITES_OF_TLS13, Edge, TlsListener, TlsVersion};
 
 /// The least `max-age` that the lists of the browsers accept, in seconds: a year.
 const PRELOAD_MAX_AGE: u32 = 31_536_000;
 
 /// The highest rate, in requests a second, and the largest burst.
-const HIGHEST_RATE: u32 = 1_000_000;
+const HIGHEST_RATE: u32 = 100_000;
+
+/// The most that a bucket may hold, in seconds of its rate.
+const LONGEST_REFILL: u32 = 3600;
 
 pub(super) fn check(edge: &Edge, rules: &mut RuleCheck) {
+    check_tls(&edge.tls, rules);
     for (index, host) in edge.hosts.iter().enumerate() {
         let reason = "wanted a host without a port: a name such as shop.example, *.shop.example for all names below it, or an \
                       address; a name that is not ASCII in its form for the DNS (xn--...)";
@@ -34,12 +38,38 @@ pub(super) fn check(edge: &Edge, rules: &mut RuleCheck) {
         let reason = format!("must be at most {HIGHEST_RATE}; 0 is no limit");
         rules.require(rate <= HIGHEST_RATE, format!("edge.rate_limit.{key}"), reason);
     }
-    for (key, burst) in [("client_burst", limit.client_burst), ("total_burst", limit.total_burst)] {
+    for (name, rate, burst) in
+        [("client", limit.client_rate, limit.client_burst), ("total", limit.total_rate, limit.total_burst)]
+    {
+        let key = format!("edge.rate_limit.{name}_burst");
         let reason = format!("must be 1 to {HIGHEST_RATE}");
-        rules.require((1..=HIGHEST_RATE).contains(&burst), format!("edge.rate_limit.{key}"), reason);
+        rules.require((1..=HIGHEST_RATE).contains(&burst), &*key, reason);
+        let fills = rate == 0 || burst <= rate.saturating_mul(LONGEST_REFILL);
+        let reason = format!("must be at most {LONGEST_REFILL} times edge.rate_limit.{name}_rate, which is {rate}");
+        rules.require(fills, key, reason);
     }
     let reason = "must be at least 1s";
     rules.require(edge.maintenance.retry_after >= Duration::from_secs(1), "edge.maintenance.retry_after", reason);
+}
+
+/// What clients of `[[edge.tls]]` must be able to do.
+fn check_tls(tables: &[TlsListener], rules: &mut RuleCheck) {
+    for (index, table) in tables.iter().enumerate() {
+        let key = |name: &str| format!("edge.tls[{index}].{name}");
+        for (place, name) in table.ciphers.iter().enumerate() {
+            let reason = format!("wanted one of {}", CIPHER_SUITES.join(", "));
+            rules.require(CIPHER_SUITES.contains(&&**name), key(&format!("ciphers[{place}]")), reason);
+        }
+        let (of_tls13, _) = CIPHER_SUITES.split_at(CIPHER_SUITES_OF_TLS13);
+        let has_one = table.ciphers.is_empty() || table.ciphers.iter().any(|name| of_tls13.contains(&&**name));
+        let reason = format!("must hold one of {} when min_version is 1.3", of_tls13.join(", "));
+        rules.require(has_one || table.min_version == TlsVersion::V12, key("ciphers"), reason);
+        let twin = tables[..index].iter().position(|other| other.listen.iter().any(|at| table.listen.contains(at)));
+        let Some(twin) = twin else { continue };
+        let reason = format!("must be as in edge.tls[{twin}], which has the same address");
+        rules.require(table.min_version == tables[twin].min_version, key("min_version"), reason.clone());
+        rules.require(table.ciphers == tables[twin].ciphers, key("ciphers"), reason);
+    }
 }
 
 /// A name, perhaps below `*.`; or an address, that of IPv6 with or without brackets.

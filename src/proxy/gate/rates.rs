@@ -38,9 +38,10 @@ const PLACES: usize = 8;
 /// Sets of the table; a power of two.
 const SETS: usize = 16 * 1024;
 
-/// Times are counted in 2^-20 s, modulo 2^40: twelve days. A bucket that was not used for longer may be taken for one that was,
-/// with a chance of its burst in twelve days.
-const TICKS_PER_SECOND: u64 = 1 << 20;
+/// Times are counted in 2^-22 s, modulo 2^40: three days. A bucket that was not used for longer may be taken for one that was, with
+/// a chance of the time that it takes to fill in three days; the configuration allows an hour. Intervals are whole ticks, so the
+/// highest rate (100,000 a second) is kept to 2 %.
+const TICKS_PER_SECOND: u64 = 1 << 22;
 const TIME_BITS: u32 = 40;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
@@ -59,7 +60,8 @@ pub(super) struct Rate {
 impl Rate {
     /// So many requests a second, and so many at once. `None` if there is no limit.
     pub(super) fn new(per_second: u32, burst: u32) -> Option<Self> {
-        let interval = TICKS_PER_SECOND.checked_div(u64::from(per_second))?.max(1);
+        let per_second = u64::from(per_second);
+        let interval = (TICKS_PER_SECOND + per_second / 2).checked_div(per_second)?.max(1);
         Some(Rate { interval, depth: interval.saturating_mul(u64::from(burst.max(1))).min(TIME_MASK / 2) })
     }
 
@@ -164,7 +166,7 @@ mod tests {
     use super::*;
 
     /// Later than the start, at a time that wraps around in the middle of a test.
-    const START: Duration = Duration::from_secs((1 << 20) - 5);
+    const START: Duration = Duration::from_secs((1 << 18) - 5);
 
     fn client(number: u16) -> IpAddr {
         let [high, low] = number.to_be_bytes();

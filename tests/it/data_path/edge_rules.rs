@@ -2,6 +2,7 @@
 
 mod pages;
 mod rates;
+mod tls;
 
 use std::net::SocketAddr;
 

@@ -114,6 +114,8 @@ pub struct AdminSettings {
     pub hosts: Vec<String>,
     /// What readers get when no Varnish may serve, as configured.
     pub when_all_behind: WhenAllBehind,
+    /// Whether the shop is closed.
+    pub maintenance: bool,
 }
 
 impl AdminSettings {
@@ -123,6 +125,7 @@ impl AdminSettings {
             token: config.admin.token.clone(),
             hosts: config.admin.hosts.clone(),
             when_all_behind: config.edge.when_all_behind,
+            maintenance: config.edge.maintenance.on,
         }
     }
 }
@@ -393,7 +396,7 @@ impl AdminApi {
     /// the same name gets our purges, and once the process is about to end. The state of the fleet does not count: a
     /// balancer that took us out because the shop is ill would make it worse.
     fn ready(&self) -> Response {
-        let AdminContext { shutdown, open, journal, replicas, .. } = &self.context;
+        let AdminContext { shutdown, open, journal, replicas, settings, .. } = &self.context;
         if shutdown.stage() != Stage::Running {
             text(503, "draining\n")
         } else if !*open.borrow() {
@@ -405,7 +408,8 @@ impl AdminApi {
             // The other one of this name gets the purges and is ready: if both were not, the shop would be gone.
             text(503, format!("{problem}\n"))
         } else {
-            text(200, "ready\n")
+            // Its page is what clients are to see: a balancer that sent them elsewhere would show another.
+            text(200, if settings.load().maintenance { "ready, in maintenance\n" } else { "ready\n" })
         }
     }
 
@@ -413,6 +417,7 @@ impl AdminApi {
     fn metrics(&self) -> Response {
         let AdminContext { fleet, journal, registry, metrics, .. } = &self.context;
         let fleet = fleet.load();
+        metrics.edge_maintenance.set(self.context.settings.load().maintenance.into());
         metrics.journal.head.set(journal.head().cast_signed());
         metrics.journal.stalled.set(journal.trouble().is_some().into());
         metrics.journal.spooled.set(i64::try_from(self.context.spooled().unwrap_or(0)).unwrap_or(i64::MAX));

@@ -42,7 +42,9 @@ use crate::fleet::{Health, Role, Snapshot, Suspicion};
 use crate::http_server;
 use crate::inherited::InheritedSockets;
 use crate::journal::Journal;
-use crate::proxy::{self, Admission, CutRequests, Entrance, IdleWorker, LeaveNotice, NOTICED, TrafficRules};
+use crate::proxy::{
+    self, Admission, CutRequests, Entrance, ErrorPages, IdleWorker, LeaveNotice, NOTICED, TrafficRules,
+};
 use crate::purge_api::PurgeApi;
 use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedNodes;
@@ -128,7 +130,7 @@ impl App {
     /// A file that cannot be used, a journal that cannot be opened, or an address that cannot be bound. Nothing runs then, and
     /// no client was connected.
     pub async fn start(config: &Config, inherited: InheritedSockets) -> anyhow::Result<App> {
-        let Foundation { limit, certificates, engine, access_log, sockets, addresses } =
+        let Foundation { limit, certificates, error_pages, engine, access_log, sockets, addresses } =
             Foundation::lay(config, inherited).await?;
         let mut tasks = JoinSet::new();
         let (shutdown_handle, shutdown) = shutdown::channel();
@@ -153,7 +155,7 @@ impl App {
         serve_all(&mut servers, purge, &purge_api, (plan.control_connections, config.purge.max_request), &shutdown);
         serve_all(&mut servers, admin, &admin_api, (plan.control_connections, MAX_ADMIN_REQUEST), &shutdown);
 
-        let rules = Arc::new(ArcSwap::from_pointee(traffic.rules(config, access_log.log.clone())));
+        let rules = Arc::new(ArcSwap::from_pointee(traffic.rules(config, access_log.log.clone(), &error_pages)));
         let files = files::FileBudget::new(&plan, config.limits.max_connections, &engine.metrics);
         let shared = worker_context(config, &engine, (Arc::clone(&rules), files), suspects, shutdown);
         let Engine { metrics, journal, fleet, slow_start, deliveries, traces, .. } = engine;
@@ -354,6 +356,7 @@ struct Foundation {
     /// Of open files.
     limit: u64,
     certificates: Vec<(SocketAddr, Arc<tls::Tls>)>,
+    error_pages: Arc<ErrorPages>,
     engine: Engine,
     access_log: RunningAccessLog,
     sockets: BoundSockets,
@@ -367,10 +370,11 @@ impl Foundation {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.runtime.workers.map_or_else(cores, usize::from);
         let certificates = listeners::load_certificates(&config.edge)?;
+        let error_pages = Arc::new(ErrorPages::read(&config.edge)?);
         let engine = Engine::build(config).await?;
         let access_log = RunningAccessLog::start(&config.log, &engine.metrics)?;
         let (sockets, addresses) = BoundSockets::bind(config, &certificates, inherited, workers).await?;
-        Ok(Foundation { limit, certificates, engine, access_log, sockets, addresses })
+        Ok(Foundation { limit, certificates, error_pages, engine, access_log, sockets, addresses })
     }
 }
 
@@ -484,6 +488,7 @@ fn traffic_parts(engine: &Engine, config: &Config, replicas: Option<&Arc<Replica
         sealing: Sealing::of(&**journal, (deliveries, trials), replicas, metrics, config),
         leave_notice: Arc::default(),
         metrics: Arc::clone(metrics),
+        buckets: Arc::default(),
     }
 }
 

@@ -19,6 +19,7 @@
 mod check;
 mod difference;
 mod edge;
+mod edge_rules;
 mod error;
 mod fleet;
 mod headers;
@@ -47,7 +48,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use edge::{Edge, MARKETING_PARAMETERS, Origin, ProxyProtocol, TlsListener, WhenAllBehind};
+pub use edge::{
+    CIPHER_SUITES, CIPHER_SUITES_OF_TLS13, Edge, MARKETING_PARAMETERS, Origin, ProxyProtocol, TlsListener, TlsVersion,
+    WhenAllBehind,
+};
+pub use edge_rules::{EdgeErrorPages, EdgeHttps, EdgeMaintenance, EdgeRateLimit};
 pub use error::{ConfigError, ConfigErrors};
 pub use fleet::{Dns, Etcd, PeerAddress, Registry, RegistryKind, Replica, StaticNode};
 pub use headers::{HeaderError, reveal};

@@ -12,11 +12,20 @@ use crate::config::{self, ProxyProtocol, WhenAllBehind};
 use crate::fleet::{Fence, Member, Node, Pool, Role, Snapshot};
 use crate::http1::RequestHead;
 use crate::proxy::{
-    Freshness, Frontend, IgnoredParameters, NoNode, OwnAnswer, PastCaches, Select, Trust, request_hash,
+    ErrorPages, Freshness, Frontend, Gate, IgnoredParameters, NoNode, OwnAnswer, PastCaches, RateBuckets, Select,
+    Trust, request_hash,
 };
 use crate::shutdown::Stage;
 use crate::telemetry::Metrics;
 use crate::trial::{self, Trials};
+
+/// What the rules of the edge need beside their configuration.
+pub struct GateParts {
+    /// Of the process, over all reloads.
+    pub buckets: Arc<RateBuckets>,
+    /// The pages of this configuration.
+    pub error_pages: Arc<ErrorPages>,
+}
 
 /// The edge's frontend: it selects nodes by this fence, and judges their answers by `freshness`, if those have seals.
 /// `purge_methods` are the configured purging methods, beside those that every listener knows.
@@ -27,6 +36,7 @@ pub fn frontend(
     trials: Arc<Trials>,
     freshness: Option<Freshness>,
     metrics: Arc<Metrics>,
+    parts: GateParts,
 ) -> Frontend {
     let select = EdgeSelect::new(config, fence, Arc::clone(&trials), metrics);
     // No client asks for a trial page; a Varnish would see our own address and answer it.
@@ -42,6 +52,8 @@ pub fn frontend(
         accepts_proxy_header: config.proxy_protocol == ProxyProtocol::Accept,
         offload_header: config.offload_header.as_deref().map(Arc::from),
         purge_methods: purge_methods.into(),
+        gate: Gate::of(config, &parts.buckets).map(Arc::new),
+        error_pages: parts.error_pages,
         own_answer: Arc::new(own_answer),
         leave_notice: None,
         notes_latency: config.policy == Policy::PeakEwma,

@@ -19,14 +19,14 @@ mod response;
 mod tags;
 mod write;
 
-pub use authority::Scheme;
+pub use authority::{Scheme, bare_host};
 pub use body::BodyDecoder;
 pub use chunked::{BadChunk, ChunkedDecoder};
 pub use head::{HeadLimits, HeadScan};
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 pub use write::{
-    Forwarding, error_fields, error_response, push_decimal, write_request, write_response, write_subrequest,
+    Forwarding, OwnResponse, push_decimal, write_own_response, write_request, write_response, write_subrequest,
 };
 
 /// How the end of a message body is found (RFC 9112 section 6.3).

@@ -55,6 +55,9 @@ pub fn frontend(
         // The edge wrote it, if one is wanted, and Varnish passes it on.
         offload_header: None,
         purge_methods: purge_methods.into(),
+        // It trusts its clients, and has asked nobody else.
+        gate: None,
+        error_pages: Arc::default(),
         own_answer: Arc::new(own_answer),
         leave_notice: Some(leave_notice),
         notes_latency: config.policy == Policy::PeakEwma,

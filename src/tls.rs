@@ -2,8 +2,8 @@
 //!
 //! # One configuration, certificates behind it
 //!
-//! A listener has one [`ServerConfig`] for its whole life. What changes is behind its certificate resolver: an
-//! `ArcSwap` that a handshake loads once. So a reload is one store. Open connections keep the keys of their handshake,
+//! A listener has one [`ServerConfig`] for as long as its [`TlsPolicy`] stays the same. What changes otherwise is behind its
+//! certificate resolver. Both are an `ArcSwap` that a handshake loads once, so a reload is one store of each. Open connections keep the keys of their handshake,
 //! and none is closed, delayed or refused: new certificates are read and checked in full before the old ones are
 //! replaced, and if one of them is invalid all old ones stay.
 //!
@@ -27,6 +27,7 @@
 mod certificate;
 mod certificates;
 mod error;
+mod policy;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -35,17 +36,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
-use rustls::version::{TLS12, TLS13};
 
 use certificate::{Certificate, Contents, Fingerprint};
 use certificates::{Certificates, Resolver};
 
 pub use certificate::CertificateFiles;
 pub use error::TlsError;
+pub use policy::TlsPolicy;
 pub use watch::{LOOK_EVERY, watch};
 
 /// The number of sessions that can be resumed without a ticket, at about 300 bytes each. Every full TLS 1.2 handshake
@@ -75,21 +77,26 @@ impl Resumption {
 pub struct Tls {
     provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
-    config: Arc<ServerConfig>,
+    resumption: Resumption,
+    http2: bool,
+    config: Arc<ArcSwap<ServerConfig>>,
     /// Locked during a reload, so that two reloads do not interleave.
     loaded: Mutex<LoadedFiles>,
 }
 
-/// The certificates in use: their files, and what was in them.
+/// The certificates in use: their files, what was in them, and for whom they are.
+#[derive(PartialEq, Eq)]
 struct LoadedFiles {
     files: Vec<CertificateFiles>,
     fingerprints: Vec<Fingerprint>,
+    policy: TlsPolicy,
 }
 
 /// Certificates that were read and found good, and are not in use yet.
 pub struct PreparedCertificates {
     loaded: LoadedFiles,
     certificates: Certificates,
+    config: Arc<ServerConfig>,
 }
 
 impl Tls {
@@ -98,7 +105,7 @@ impl Tls {
     /// # Errors
     /// As [`Tls::load_sharing`].
     pub fn load(files: &[CertificateFiles], http2: bool) -> Result<Self, TlsError> {
-        Self::load_sharing(files, http2, &Resumption::new()?)
+        Self::load_sharing(files, http2, &TlsPolicy::default(), &Resumption::new()?)
     }
 
     /// Loads certificates for a listener that shares its resumption with others. The first certificate is the default,
@@ -109,27 +116,30 @@ impl Tls {
     ///
     /// # Errors
     /// The first file that cannot be used, and why.
-    pub fn load_sharing(files: &[CertificateFiles], http2: bool, resumption: &Resumption) -> Result<Self, TlsError> {
+    pub fn load_sharing(
+        files: &[CertificateFiles],
+        http2: bool,
+        policy: &TlsPolicy,
+        resumption: &Resumption,
+    ) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let contents = read(files)?;
         let resolver = Arc::new(Resolver::new(parse(files, &contents, &provider)?));
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(TlsError::Setup)?;
-        let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(&resolver) as _);
-        let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
-        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        config.ticketer = Arc::clone(&resumption.ticketer);
-        config.session_storage = Arc::clone(&resumption.sessions);
-        // The defaults of rustls, written down because the module's promise depends on them.
-        config.max_early_data_size = 0;
-        config.send_half_rtt_data = false;
-        let loaded = LoadedFiles { files: files.to_vec(), fingerprints: fingerprints(&contents) };
-        Ok(Tls { provider, resolver, config: Arc::new(config), loaded: Mutex::new(loaded) })
+        let config = server_config(&resolver, http2, policy, resumption)?;
+        let fingerprints = fingerprints(&contents);
+        let loaded = LoadedFiles { files: files.to_vec(), fingerprints, policy: policy.clone() };
+        Ok(Tls {
+            provider,
+            resolver,
+            resumption: resumption.clone(),
+            http2,
+            config: Arc::new(ArcSwap::new(config)),
+            loaded: Mutex::new(loaded),
+        })
     }
 
-    /// The configuration for a `tokio_rustls::TlsAcceptor`. It stays the same over reloads.
-    pub fn config(&self) -> Arc<ServerConfig> {
+    /// The configuration for a `tokio_rustls::TlsAcceptor`: each handshake loads it, as another policy makes another one.
+    pub fn config(&self) -> Arc<ArcSwap<ServerConfig>> {
         Arc::clone(&self.config)
     }
 
@@ -152,24 +162,30 @@ impl Tls {
         Ok(true)
     }
 
-    /// Reads certificates that are to take the place of those in use: other files, or the same.
+    /// Reads certificates that are to take the place of those in use: other files, or the same; and makes what goes with this
+    /// policy.
     ///
     /// Reads files, and blocks meanwhile.
     ///
     /// # Errors
     /// The first file that cannot be used, and why.
-    pub fn prepare(&self, files: &[CertificateFiles]) -> Result<PreparedCertificates, TlsError> {
+    pub fn prepare(&self, files: &[CertificateFiles], policy: &TlsPolicy) -> Result<PreparedCertificates, TlsError> {
         let contents = read(files)?;
         let certificates = parse(files, &contents, &self.provider)?;
-        let loaded = LoadedFiles { files: files.to_vec(), fingerprints: fingerprints(&contents) };
-        Ok(PreparedCertificates { loaded, certificates })
+        let config = server_config(&self.resolver, self.http2, policy, &self.resumption)?;
+        let fingerprints = fingerprints(&contents);
+        let loaded = LoadedFiles { files: files.to_vec(), fingerprints, policy: policy.clone() };
+        Ok(PreparedCertificates { loaded, certificates, config })
     }
 
-    /// Uses these certificates for new connections. Returns whether they are others than before.
-    pub fn replace(&self, PreparedCertificates { loaded: new, certificates }: PreparedCertificates) -> bool {
+    /// Uses these certificates for new connections. Returns whether anything is other than before.
+    pub fn replace(&self, PreparedCertificates { loaded: new, certificates, config }: PreparedCertificates) -> bool {
         let mut loaded = self.loaded.lock();
-        let are_others = loaded.files != new.files || loaded.fingerprints != new.fingerprints;
+        let are_others = *loaded != new;
         self.resolver.replace(certificates);
+        if loaded.policy != new.policy {
+            self.config.store(config);
+        }
         *loaded = new;
         are_others
     }
@@ -188,6 +204,27 @@ impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls").field("files", &self.loaded.lock().files).finish_non_exhaustive()
     }
+}
+
+/// What handshakes go by.
+fn server_config(
+    resolver: &Arc<Resolver>,
+    http2: bool,
+    policy: &TlsPolicy,
+    resumption: &Resumption,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder = ServerConfig::builder_with_provider(policy.provider())
+        .with_protocol_versions(policy.versions())
+        .map_err(TlsError::Setup)?;
+    let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(resolver) as _);
+    let protocols: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    config.ticketer = Arc::clone(&resumption.ticketer);
+    config.session_storage = Arc::clone(&resumption.sessions);
+    // The defaults of rustls, written down because the module's promise depends on them.
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    Ok(Arc::new(config))
 }
 
 fn read(files: &[CertificateFiles]) -> Result<Vec<Contents>, TlsError> {

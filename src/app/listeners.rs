@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
@@ -11,7 +12,7 @@ use super::Addresses;
 use crate::config;
 use crate::inherited::InheritedSockets;
 use crate::proxy;
-use crate::tls::{CertificateFiles, Resumption, Tls};
+use crate::tls::{CertificateFiles, Resumption, Tls, TlsPolicy};
 
 /// Loads the certificates of every address in `edge.tls`. Those of tables with the same address are combined, in the
 /// order of the tables.
@@ -24,22 +25,34 @@ pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr,
         return Ok(Vec::new());
     }
     let resumption = Resumption::new().context("edge.tls")?;
-    let load = |(address, files): (SocketAddr, Vec<CertificateFiles>)| {
-        let tls = Tls::load_sharing(&files, edge.http2, &resumption).context("edge.tls")?;
+    let load = |(address, TlsAddress { files, policy }): (SocketAddr, TlsAddress)| {
+        let tls = Tls::load_sharing(&files, edge.http2, &policy, &resumption).context("edge.tls")?;
         Ok((address, Arc::new(tls)))
     };
     by_address.into_iter().map(load).collect()
 }
 
+/// What the tables of `edge.tls` say of one address.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct TlsAddress {
+    /// In the order of the tables.
+    pub(super) files: Vec<CertificateFiles>,
+    /// All of them have the same.
+    pub(super) policy: TlsPolicy,
+}
+
 /// The certificates of every address in `edge.tls`, in the order of the tables.
-pub(super) fn certificates_by_address(edge: &config::Edge) -> Vec<(SocketAddr, Vec<CertificateFiles>)> {
-    let mut by_address: Vec<(SocketAddr, Vec<CertificateFiles>)> = Vec::new();
+pub(super) fn certificates_by_address(edge: &config::Edge) -> Vec<(SocketAddr, TlsAddress)> {
+    let mut by_address: Vec<(SocketAddr, TlsAddress)> = Vec::new();
     for table in &edge.tls {
         for address in &table.listen {
             let files = CertificateFiles { cert: table.cert.clone(), key: table.key.clone() };
             match by_address.iter_mut().find(|(known, _)| known == address) {
-                Some((_, shared)) => shared.push(files),
-                None => by_address.push((*address, vec![files])),
+                Some((_, shared)) => shared.files.push(files),
+                None => {
+                    let policy = TlsPolicy { min_version: table.min_version, ciphers: table.ciphers.clone() };
+                    by_address.push((*address, TlsAddress { files: vec![files], policy }));
+                }
             }
         }
     }
@@ -90,7 +103,7 @@ impl ListenerSetup {
         &mut self,
         addresses: &[SocketAddr],
         listener: &str,
-        tls: Option<&Arc<ServerConfig>>,
+        tls: Option<&Arc<ArcSwap<ServerConfig>>>,
         bound: &mut Vec<SocketAddr>,
     ) -> anyhow::Result<Vec<Vec<proxy::Listener>>> {
         let mut sockets: Vec<Vec<proxy::Listener>> = (0..self.workers).map(|_| Vec::new()).collect();

@@ -21,7 +21,7 @@ use crate::edge;
 use crate::files::FileBudget;
 use crate::fleet::Fence;
 use crate::origin;
-use crate::proxy::{Admission, FailureStatuses, LeaveNotice, TrafficRules};
+use crate::proxy::{Admission, ErrorPages, FailureStatuses, Frontend, LeaveNotice, RateBuckets, TrafficRules};
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
@@ -39,25 +39,34 @@ pub(super) struct TrafficParts {
     pub(super) sealing: Sealing,
     pub(super) leave_notice: Arc<LeaveNotice>,
     pub(super) metrics: Arc<Metrics>,
+    /// What clients have used up of their rates.
+    pub(super) buckets: Arc<RateBuckets>,
 }
 
 impl TrafficParts {
     /// The rules of this configuration.
-    pub(super) fn rules(&self, config: &Config, access: Option<Arc<AccessLog>>) -> TrafficRules {
+    pub(super) fn rules(
+        &self,
+        config: &Config,
+        access: Option<Arc<AccessLog>>,
+        pages: &Arc<ErrorPages>,
+    ) -> TrafficRules {
         let (methods, trials, metrics) =
             (&config.purge.methods, || Arc::clone(&self.trials), || Arc::clone(&self.metrics));
         let Sealing { origin, edge } = self.sealing.clone();
+        let parts = edge::GateParts { buckets: Arc::clone(&self.buckets), error_pages: Arc::clone(pages) };
+        let origin = origin::frontend(
+            &config.origin,
+            methods,
+            Arc::clone(&self.guard),
+            origin,
+            trials(),
+            Arc::clone(&self.leave_notice),
+            metrics(),
+        );
         TrafficRules {
-            edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics()),
-            origin: origin::frontend(
-                &config.origin,
-                methods,
-                Arc::clone(&self.guard),
-                origin,
-                trials(),
-                Arc::clone(&self.leave_notice),
-                metrics(),
-            ),
+            edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics(), parts),
+            origin: Frontend { error_pages: Arc::clone(pages), ..origin },
             limits: config.limits.clone(),
             failing: FailureStatuses::new(&config.health),
             access,
@@ -87,6 +96,7 @@ pub(super) struct RunningParts {
 /// What was done for a new configuration, and has no effect yet.
 pub(super) struct PreparedParts {
     certificates: Vec<(Arc<Tls>, PreparedCertificates)>,
+    error_pages: Arc<ErrorPages>,
     /// `None`: the access log stays.
     access_log: Option<RunningAccessLog>,
 }
@@ -95,16 +105,16 @@ impl RunningParts {
     /// Does all that can fail. Reads files, and blocks meanwhile.
     ///
     /// # Errors
-    /// A new certificate that cannot be used, or an access log that cannot be opened. A certificate of before whose files are wrong now
+    /// A new certificate or a page that cannot be used, or an access log that cannot be opened. A certificate of before whose files are wrong now
     /// goes on: whoever watches them says so, and everything else can be taken all the same.
     pub(super) fn prepare(&self, before: &Config, now: &Config) -> anyhow::Result<PreparedParts> {
         let mut certificates = Vec::new();
         let files_before = listeners::certificates_by_address(&before.edge);
-        for (address, files) in listeners::certificates_by_address(&now.edge) {
+        for (address, table) in listeners::certificates_by_address(&now.edge) {
             let of_address = self.certificates.iter().find(|(known, _)| *known == address);
             let (_, tls) = of_address.with_context(|| format!("edge.tls: nothing listens at {address}"))?;
-            let is_new = !files_before.iter().any(|known| *known == (address, files.clone()));
-            match tls.prepare(&files) {
+            let is_new = !files_before.iter().any(|known| *known == (address, table.clone()));
+            match tls.prepare(&table.files, &table.policy) {
                 Ok(prepared) => certificates.push((Arc::clone(tls), prepared)),
                 Err(error) if is_new => return Err(error).context("edge.tls"),
                 Err(error) => tracing::warn!("edge.tls: {error:#}; the certificate of before goes on at {address}"),
@@ -113,7 +123,8 @@ impl RunningParts {
         let metrics = &self.traffic.metrics;
         let access_log =
             (!is_same_access_log(&before.log, &now.log)).then(|| RunningAccessLog::start(&now.log, metrics));
-        Ok(PreparedParts { certificates, access_log: access_log.transpose()? })
+        let error_pages = Arc::new(ErrorPages::read(&now.edge)?);
+        Ok(PreparedParts { certificates, error_pages, access_log: access_log.transpose()? })
     }
 
     /// Gives each part what it is to go by from now on. Returns the rules of before, which are gone when no worker goes by them any
@@ -137,7 +148,7 @@ impl RunningParts {
         if before.limits.max_connections != now.limits.max_connections {
             self.files.limit_edge_clients(now.limits.max_connections);
         }
-        let old = self.rules.swap(Arc::new(self.traffic.rules(now, access)));
+        let old = self.rules.swap(Arc::new(self.traffic.rules(now, access, &prepared.error_pages)));
         self.purge_api.configure(&now.purge);
         self.deliveries.configure(&now.purge);
         self.admin_api.configure(AdminSettings::of(now));

@@ -3,6 +3,7 @@
 //! Rules are stated over the finished configuration, so that they hold for the file, the environment and any mixture
 //! of both. Whether a default or a person wrote the value at fault is found out later, for the message.
 
+mod edge_rules;
 mod etcd;
 mod kubernetes;
 
@@ -95,6 +96,12 @@ impl Config {
         for (index, table) in self.edge.tls.iter().enumerate() {
             wants(format!("edge.tls[{index}].cert"), &table.cert);
             wants(format!("edge.tls[{index}].key"), &table.key);
+        }
+        for (status, file) in self.edge.error_pages.files() {
+            wants(format!("edge.error_pages.{status}"), file);
+        }
+        if let Some(page) = &self.edge.maintenance.page {
+            wants("edge.maintenance.page".to_owned(), page);
         }
         let Etcd { ca, cert, key, password_file, .. } = &self.registry.etcd;
         let of_etcd = [("ca", ca), ("cert", cert), ("key", key), ("password_file", password_file)];
@@ -295,6 +302,7 @@ fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
         TAKEN_FIELDS.join(", ")
     );
     rules.require(edge.offload_header.as_deref().is_none_or(is_offload_header), "edge.offload_header", reason);
+    edge_rules::check(edge, rules);
 }
 
 /// Names of query parameters, some with a wildcard at the end.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::edge_rules::{EdgeErrorPages, EdgeHttps, EdgeMaintenance, EdgeRateLimit};
 use super::optional::empty_is_none;
 use super::text;
 use crate::balance::{BoundedLoad, Policy};
@@ -62,6 +63,20 @@ pub struct Edge {
     /// Whether answers are sealed at the origin and judged at the edge: one that is older than a purge is thrown away there,
     /// whichever Varnish has kept it. Default true.
     pub seal: bool,
+    /// Hosts that the edge answers for: names, `*.` and a name for all below it, addresses; without ports. Others are
+    /// answered 421. Default none: every host.
+    pub hosts: Vec<String>,
+    /// Networks whose clients are answered 403; a bare address is one host. Default none.
+    #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
+    pub blocked: Vec<IpNet>,
+    /// `[edge.https]`: the redirect to https, and HSTS.
+    pub https: EdgeHttps,
+    /// `[edge.error_pages]`: pages for answers that clearcoat makes itself.
+    pub error_pages: EdgeErrorPages,
+    /// `[edge.maintenance]`: the shop is closed, but for some.
+    pub maintenance: EdgeMaintenance,
+    /// `[edge.rate_limit]`: how many requests clients may make.
+    pub rate_limit: EdgeRateLimit,
     /// `[[edge.tls]]`: where clients connect with TLS. Default none.
     pub tls: Vec<TlsListener>,
 }
@@ -81,6 +96,12 @@ impl Default for Edge {
             http2: true,
             offload_header: None,
             seal: true,
+            hosts: Vec::new(),
+            blocked: Vec::new(),
+            https: EdgeHttps::default(),
+            error_pages: EdgeErrorPages::default(),
+            maintenance: EdgeMaintenance::default(),
+            rate_limit: EdgeRateLimit::default(),
             tls: Vec::new(),
         }
     }
@@ -118,7 +139,42 @@ pub struct TlsListener {
     pub cert: PathBuf,
     /// A PEM file: the private key of the certificate. Read when TLS is set up.
     pub key: PathBuf,
+    /// The least version of TLS that a client must speak: `1.2` or `1.3`. The same for all tables with an address. Default `1.2`.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// The cipher suites that are used, by their IANA names ([`CIPHER_SUITES`]); among them the client's order decides. The same
+    /// for all tables with an address. Default none: all of them.
+    #[serde(default)]
+    pub ciphers: Vec<String>,
 }
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    #[serde(rename = "1.2")]
+    V12,
+    /// RFC 8446.
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+/// The cipher suites that there are, by their names in the registry of IANA: what rustls has. Those of TLS 1.3 come first.
+pub const CIPHER_SUITES: [&str; 9] = [
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+
+/// How many of [`CIPHER_SUITES`] are of TLS 1.3.
+pub const CIPHER_SUITES_OF_TLS13: usize = 3;
 
 /// What becomes of client requests while every Varnish is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

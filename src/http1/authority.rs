@@ -42,6 +42,12 @@ impl Scheme {
     }
 }
 
+/// The host of an authority, without its port and without the dot of the root (RFC 1034 section 3.1), which names may end in.
+pub fn bare_host(authority: &[u8]) -> &[u8] {
+    let (host, _) = split_port(authority);
+    host.strip_suffix(b".").unwrap_or(host)
+}
+
 /// Splits host and port. The colons of an IPv6 address are within brackets.
 fn split_port(authority: &[u8]) -> (&[u8], Option<&[u8]>) {
     let from = authority.iter().position(|&byte| byte == b']').unwrap_or(0);

@@ -7,6 +7,9 @@ use super::BadHead;
 /// The capacity for header fields of one head; the caller's limit is at most this.
 pub(super) const MAX_FIELDS: usize = 256;
 
+/// The field by which browsers are told to stay with https (RFC 6797).
+pub(super) const STRICT_TRANSPORT: &str = "strict-transport-security";
+
 /// A range of a head's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span {

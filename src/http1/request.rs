@@ -200,6 +200,27 @@ impl RequestHead {
         &target[..memchr::memchr(b'?', target).unwrap_or(target.len())]
     }
 
+    /// The values of `X-Forwarded-For`, in their order. Who wrote them is not known here.
+    pub fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        let fields = self.fields.list.iter().filter(|field| field.kind == FieldKind::ForwardedFor);
+        fields.map(|field| field.value.bytes(&self.bytes))
+    }
+
+    /// The value of the first `X-Forwarded-Proto`. Who wrote it is not known here.
+    pub fn forwarded_proto(&self) -> Option<&[u8]> {
+        let field = self.fields.list.iter().find(|field| field.kind == FieldKind::ForwardedProto);
+        field.map(|field| field.value.bytes(&self.bytes))
+    }
+
+    /// The value of the first field with this name that is forwarded, perhaps only if its sender is trusted.
+    pub fn field(&self, name: &str) -> Option<&[u8]> {
+        let is_wanted = |field: &&Field| {
+            matches!(field.kind, FieldKind::Kept | FieldKind::ForwardedOther)
+                && field.name.bytes(&self.bytes).eq_ignore_ascii_case(name.as_bytes())
+        };
+        self.fields.list.iter().find(is_wanted).map(|field| field.value.bytes(&self.bytes))
+    }
+
     /// What a reader of a page remembers, as the edge wrote it and a cache passed it on; `None` if that is not said, or more
     /// than once.
     pub fn asked(&self) -> Option<&[u8]> {

@@ -3,7 +3,7 @@
 
 use std::mem::{self, MaybeUninit};
 
-use super::field::{Field, FieldKind, Fields, MAX_FIELDS, Span, classify, is_request_id};
+use super::field::{Field, FieldKind, Fields, MAX_FIELDS, STRICT_TRANSPORT, Span, classify, is_request_id};
 use super::head::has_strict_lines;
 use super::request::refusal;
 use super::{BadHead, Framing, HeadLimits, HeadScan, Method, Version};
@@ -33,6 +33,8 @@ pub struct ResponseHead {
     pub(super) seal: Vec<u8>,
     /// The value of `X-Request-ID`; empty to leave that of the node.
     pub(super) request_id: Vec<u8>,
+    /// The value of `Strict-Transport-Security`; empty to leave that of the node.
+    pub(super) strict_transport: Vec<u8>,
 }
 
 impl ResponseHead {
@@ -99,6 +101,7 @@ impl ResponseHead {
         (self.no_store, self.joins_tags) = (false, false);
         self.seal.clear();
         self.request_id.clear();
+        self.strict_transport.clear();
         self.fields.clear();
         self.bytes.clear();
     }
@@ -204,6 +207,19 @@ impl ResponseHead {
     /// The value of `X-Request-ID` that replaces the node's; empty if none does.
     pub fn request_id(&self) -> &[u8] {
         &self.request_id
+    }
+
+    /// Writes this value of `Strict-Transport-Security`, in place of the node's: there is one (RFC 6797 section 7.1).
+    pub fn set_strict_transport(&mut self, value: &str) {
+        const NAME: &[u8] = STRICT_TRANSPORT.as_bytes();
+        self.drop_fields(|name| name.len() == NAME.len() && name.eq_ignore_ascii_case(NAME));
+        self.strict_transport.clear();
+        self.strict_transport.extend_from_slice(value.as_bytes());
+    }
+
+    /// The value of `Strict-Transport-Security` that replaces the node's; empty if none does.
+    pub fn strict_transport(&self) -> &[u8] {
+        &self.strict_transport
     }
 
     /// Adds these fields after the forwarded ones; names are in lower case.

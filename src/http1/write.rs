@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use super::field::{Field, FieldKind, FieldWriter};
+use super::field::{Field, FieldKind, FieldWriter, STRICT_TRANSPORT};
 use super::tags::{TagLines, is_tags, push_tags};
 use super::{Framing, RequestHead, ResponseHead, Version};
 
@@ -158,6 +158,9 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, k
     if !head.request_id.is_empty() {
         push(out, &[b"X-Request-ID: ", &head.request_id, b"\r\n"]);
     }
+    if !head.strict_transport.is_empty() {
+        push(out, &[b"Strict-Transport-Security: ", &head.strict_transport, b"\r\n"]);
+    }
     push_via(out, Version::Http11);
     let framing = match head.framing {
         Framing::Chunked | Framing::UntilClose if client == Version::Http11 => Framing::Chunked,
@@ -183,38 +186,67 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, client: Version, k
     (framing, keep_alive)
 }
 
-/// A response of our own to the request with this id, if it has one: a status and one line of text for a human. It always
-/// ends the connection.
-pub fn error_response(
-    out: &mut Vec<u8>,
-    (status, reason): (u16, &str),
-    text: &str,
-    request_id: &[u8],
-    head_only: bool,
-) {
-    push_status(out, status);
-    push(out, &[reason.as_bytes(), b"\r\n"]);
-    for (name, value) in error_fields(status) {
-        push(out, &[name.as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+/// A response of our own: no node has answered.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnResponse<'r> {
+    /// The status code.
+    pub status: u16,
+    /// Its words.
+    pub reason: &'r str,
+    /// The media type of the body.
+    pub content_type: &'r str,
+    /// What is shown to a human.
+    pub body: &'r [u8],
+    /// When to come again, in seconds.
+    pub retry_after: Option<u32>,
+    /// Where to go instead; empty for nowhere.
+    pub location: &'r [u8],
+    /// The value of `Strict-Transport-Security`; empty for none.
+    pub strict_transport: &'r str,
+    /// The id of the request; empty if it has none.
+    pub request_id: &'r [u8],
+    /// The request was HEAD: what is said of the body is said, and it is not sent.
+    pub head_only: bool,
+}
+
+impl OwnResponse<'_> {
+    /// Calls `put` with each field but those that frame the response. Names are in lower case, as HTTP/2 requires.
+    pub fn each_field(&self, mut put: impl FnMut(&'static str, &[u8])) {
+        put("content-type", self.content_type.as_bytes());
+        put("cache-control", b"no-store");
+        if self.status == 405 {
+            put("allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        }
+        if let Some(seconds) = self.retry_after {
+            put("retry-after", itoa::Buffer::new().format(seconds).as_bytes());
+        }
+        for (name, value) in [
+            ("location", self.location),
+            (STRICT_TRANSPORT, self.strict_transport.as_bytes()),
+            ("x-request-id", self.request_id),
+        ] {
+            if !value.is_empty() {
+                put(name, value);
+            }
+        }
     }
-    if !request_id.is_empty() {
-        push(out, &[b"X-Request-ID: ", request_id, b"\r\n"]);
-    }
-    push_length(out, text.len() as u64 + 1);
-    out.extend_from_slice(b"Connection: close\r\n\r\n");
-    if !head_only {
-        push(out, &[text.as_bytes(), b"\n"]);
+
+    /// The bytes of the body that are sent.
+    pub fn body_len(&self) -> u64 {
+        if self.head_only { 0 } else { self.body.len() as u64 }
     }
 }
 
-/// The fields of a response of our own, without those that frame it. The names are in lower case, as HTTP/2 requires.
-pub fn error_fields(status: u16) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let by_status = match status {
-        405 => Some(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")),
-        503 => Some(("retry-after", "1")),
-        _ => None,
-    };
-    [("content-type", "text/plain; charset=utf-8"), ("cache-control", "no-store")].into_iter().chain(by_status)
+/// Appends a response of our own. It always ends the connection.
+pub fn write_own_response(out: &mut Vec<u8>, response: &OwnResponse<'_>) {
+    push_status(out, response.status);
+    push(out, &[response.reason.as_bytes(), b"\r\n"]);
+    response.each_field(|name, value| push(out, &[name.as_bytes(), b": ", value, b"\r\n"]));
+    push_length(out, response.body.len() as u64);
+    out.extend_from_slice(b"Connection: close\r\n\r\n");
+    if !response.head_only {
+        out.extend_from_slice(response.body);
+    }
 }
 
 /// Appends a number in decimal digits.

@@ -90,7 +90,8 @@ pub(super) fn write_line(
     let Request { head, trace, status, began, .. } = &*request;
     let status = status.unwrap_or(499);
     let termination = trace.termination();
-    let is_failed = status >= 500 || termination != *b"--";
+    // `LR`: a redirect is as it should be.
+    let is_failed = status >= 500 || !matches!(&termination, b"--" | b"LR");
     if !is_failed && !access.log().is_sampled(&trace.id) {
         return;
     }

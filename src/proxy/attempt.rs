@@ -309,6 +309,10 @@ impl Exchange<'_> {
         if is_bypass {
             bypass::deliver(response, head);
         }
+        let strict_transport = self.client.strict_transport(head);
+        if !strict_transport.is_empty() {
+            response.set_strict_transport(strict_transport);
+        }
         let Client { frontend, passage, worker, .. } = &*self.client;
         note_answer(worker, frontend, trace, response);
         if let Some(store) = &frontend.store {

@@ -5,16 +5,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Instant;
 
+use hyper::body::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::Frontend;
 use super::deadline::Deadline;
-use super::failure::{Failure, Reply};
+use super::failure::Failure;
+use super::gate::{Arrival, ClientScheme, SendingPeer};
 use super::stream::Stream;
 use super::transfer::Outgoing;
 use super::worker::Worker;
 use crate::fleet::Snapshot;
-use crate::http1::{BadHead, Framing, ResponseHead, Version, error_response, write_response};
+use crate::http1::{
+    BadHead, Framing, OwnResponse, RequestHead, ResponseHead, Version, write_own_response, write_response,
+};
 use crate::purge::Passage;
 
 /// What happens to the client's connection.
@@ -121,6 +125,28 @@ impl Client {
         if self.stream.is_plain() { "http" } else { "https" }
     }
 
+    /// Who sent this request, and how, for the rules of the edge.
+    pub(super) fn arrival(&self, head: &RequestHead, fleet: &Snapshot) -> Arrival {
+        Arrival::of(head, self.as_peer(), |address| self.frontend.trusts(address, fleet))
+    }
+
+    /// The value of `Strict-Transport-Security` for the answer to this request; empty for none.
+    pub(super) fn strict_transport(&self, head: &RequestHead) -> &str {
+        let value = self.frontend.gate.as_ref().map_or("", |gate| gate.strict_transport());
+        let is_secure = !value.is_empty() && ClientScheme::of(head, self.as_peer()) == ClientScheme::Https;
+        if is_secure { value } else { "" }
+    }
+
+    fn as_peer(&self) -> SendingPeer<'_> {
+        SendingPeer {
+            address: self.peer.address,
+            is_unknown: self.peer.is_unknown,
+            is_trusted: self.trusted,
+            is_tls: !self.stream.is_plain(),
+            offload_header: self.frontend.offload_header.as_deref(),
+        }
+    }
+
     /// The version that the client spoke; `written` is that of the request as written down for us.
     pub(super) fn version(&self, written: Version) -> Version {
         if matches!(self.stream, Stream::Http2(_)) { Version::Http2 } else { written }
@@ -160,25 +186,22 @@ impl Client {
         }
     }
 
-    /// Sends an answer of our own, to the request with this id if it has one. Returns how many bytes it has; by HTTP/2
-    /// without its head.
+    /// Sends an answer of our own, with this body. Returns how many bytes it has; by HTTP/2 without its head.
     pub(super) async fn answer_with(
         &mut self,
-        reply: &Reply,
-        head_only: bool,
-        request_id: &[u8],
+        answer: &OwnResponse<'_>,
+        body: &Bytes,
         out: &mut Vec<u8>,
     ) -> Result<u64, Failure> {
         if let Stream::Http2(stream) = &mut self.stream {
-            let told = stream.answer_with(reply.status, &reply.text, request_id, head_only);
-            return if told {
-                Ok(reply.body_len(head_only))
+            return if stream.answer_with(answer, body.clone()) {
+                Ok(answer.body_len())
             } else {
                 Err(Failure::ClientGone(io::ErrorKind::ConnectionReset.into()))
             };
         }
         out.clear();
-        error_response(out, (reply.status, reply.reason), &reply.text, request_id, head_only);
+        write_own_response(out, answer);
         self.send(out).await.map(|()| out.len() as u64)
     }
 

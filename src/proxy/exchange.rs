@@ -1,5 +1,6 @@
 //! The request path: `handle` never fails, `try_handle` does the work.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition, PeerAddress};
 use super::deadline::Phase;
 use super::failure::Failure;
+use super::gate::GateRefusal;
 use super::latency;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
@@ -17,8 +19,8 @@ use super::trace::RequestPhase;
 use super::worker::Worker;
 use super::{Freshness, Frontend, OwnAnswer, StorePolicy};
 use crate::balance::LbContext;
-use crate::fleet::{Node, Role};
-use crate::http1::{Framing, Method};
+use crate::fleet::{Node, Role, Snapshot};
+use crate::http1::{Framing, Method, OwnResponse};
 use crate::purge::PROBE_PATH;
 
 /// The nodes of a request, for metrics and logs.
@@ -190,7 +192,7 @@ enum Answerer {
 fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Answerer, Failure> {
     let fleet = client.worker.shared.fleet.load();
     client.judge(&fleet);
-    if let Some(page) = take_head(client, request, head)? {
+    if let Some(page) = take_head(client, request, head, &fleet)? {
         return Ok(Answerer::Ourselves(page));
     }
     access::name(client, request);
@@ -205,7 +207,12 @@ fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failu
 }
 
 /// Takes in the head of a request that this listener admits. Gives the page that clearcoat itself answers with, if any.
-fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Option<Vec<u8>>, Failure> {
+fn take_head(
+    client: &Client,
+    request: &mut Request,
+    head: Result<usize, Failure>,
+    fleet: &Snapshot,
+) -> Result<Option<Vec<u8>>, Failure> {
     head?;
     let limits = client.worker.limits();
     request.longest_body = limits.longest_body();
@@ -218,6 +225,15 @@ fn take_head(client: &Client, request: &mut Request, head: Result<usize, Failure
     }
     if request.head.method == Method::Unsupported {
         return Err(Failure::BadMethod);
+    }
+    if let Some(gate) = &client.frontend.gate
+        && let Some(refusal) = gate.refusal(
+            &request.head,
+            &client.arrival(&request.head, fleet),
+            request.began.saturating_duration_since(client.worker.shared.started),
+        )
+    {
+        return Err(Failure::Refused(refusal));
     }
     match (client.frontend.own_answer)(&request.head) {
         None => {}
@@ -241,12 +257,37 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
     let Some(reply) = failure.reply() else { return Disposition::Close };
     request.status = Some(reply.status);
     access::name(client, request);
+    let frontend = Rc::clone(&client.frontend);
     let Request { to_client, head, trace, .. } = request;
-    let head_only = head.method == Method::Head;
+    let location = match (failure, &frontend.gate) {
+        (Failure::Refused(GateRefusal::PlainHttp), Some(gate)) => gate.https_location(head),
+        _ => Vec::new(),
+    };
+    let strict_transport = client.strict_transport(head).to_owned();
+    let pages = &frontend.error_pages;
+    let page = match failure {
+        Failure::Refused(GateRefusal::Maintenance { .. }) => pages.of_maintenance(),
+        _ => pages.of_status(reply.status),
+    };
+    let (content_type, body) = match page {
+        Some(page) => (page.content_type, page.body.clone()),
+        None => ("text/plain; charset=utf-8", reply.body()),
+    };
+    let answer = OwnResponse {
+        status: reply.status,
+        reason: reply.reason,
+        content_type,
+        body: &body,
+        retry_after: reply.retry_after,
+        location: &location,
+        strict_transport: &strict_transport,
+        request_id: &trace.id,
+        head_only: head.method == Method::Head,
+    };
     client.deadline.enter(Phase::Body);
-    match client.answer_with(&reply, head_only, &trace.id, to_client).await {
+    match client.answer_with(&answer, &body, to_client).await {
         Ok(sent) => {
-            (trace.sent, trace.head_sent) = (sent, sent.saturating_sub(reply.body_len(head_only)));
+            (trace.sent, trace.head_sent) = (sent, sent.saturating_sub(answer.body_len()));
             // A client that was too slow gets no more time.
             if matches!(failure, Failure::ClientTimeout) { Disposition::Close } else { Disposition::Linger }
         }

@@ -6,6 +6,9 @@ use std::io;
 use std::sync::Arc;
 
 use super::NoNode;
+use super::gate::GateRefusal;
+use hyper::body::Bytes;
+
 use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
 use crate::seal::StalePage;
@@ -28,6 +31,9 @@ pub(super) enum Failure {
     /// An internal path, hidden from clients.
     #[error("nothing is there")]
     NotFound,
+    /// A rule of the edge does not let it in.
+    #[error("refused: {0}")]
+    Refused(GateRefusal),
     #[error("the body of the request is refused: {0}")]
     BadBody(BadChunk),
     #[error("the body of the request is longer than it may be")]
@@ -79,12 +85,14 @@ pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) reason: &'static str,
     pub(super) text: Cow<'static, str>,
+    /// When to come again, in seconds.
+    pub(super) retry_after: Option<u32>,
 }
 
 impl Reply {
-    /// The bytes of its body: one line.
-    pub(super) fn body_len(&self, head_only: bool) -> u64 {
-        if head_only { 0 } else { self.text.len() as u64 + 1 }
+    /// Its body: one line.
+    pub(super) fn body(&self) -> Bytes {
+        Bytes::from(format!("{}\n", self.text))
     }
 }
 
@@ -98,6 +106,13 @@ impl Failure {
             Failure::BodyTooLarge => (413, "Content Too Large"),
             Failure::BadMethod | Failure::PurgeMethod => (405, "Method Not Allowed"),
             Failure::NotFound => (404, "Not Found"),
+            Failure::Refused(GateRefusal::Blocked) => (403, "Forbidden"),
+            Failure::Refused(GateRefusal::UnknownHost) => (421, "Misdirected Request"),
+            Failure::Refused(GateRefusal::PlainHttp) => (308, "Permanent Redirect"),
+            Failure::Refused(GateRefusal::Maintenance { .. }) => (503, "Service Unavailable"),
+            Failure::Refused(GateRefusal::ClientRate { .. } | GateRefusal::TotalRate { .. }) => {
+                (429, "Too Many Requests")
+            }
             Failure::ClientTimeout => (408, "Request Timeout"),
             Failure::NoNode(_)
             | Failure::Stale(_)
@@ -131,6 +146,13 @@ impl Failure {
             }
             (Failure::Leaving, _) => "this clearcoat is about to end: ask another one".into(),
             (Failure::NotFound, _) => "not found".into(),
+            (Failure::Refused(GateRefusal::Blocked), _) => "forbidden".into(),
+            (Failure::Refused(GateRefusal::UnknownHost), _) => "this server does not answer for this host".into(),
+            (Failure::Refused(GateRefusal::PlainHttp), _) => "this page is there by https".into(),
+            (Failure::Refused(GateRefusal::Maintenance { .. }), _) => "closed for maintenance, come again soon".into(),
+            (Failure::Refused(GateRefusal::ClientRate { .. } | GateRefusal::TotalRate { .. }), _) => {
+                "too many requests".into()
+            }
             (Failure::ClientTimeout, _) => "the request took too long to arrive".into(),
             (Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_), _) => {
                 "every cache is being brought up to date".into()
@@ -140,7 +162,19 @@ impl Failure {
             (_, 504) => "the server took too long to answer".into(),
             _ => "the server failed to answer".into(),
         };
-        Some(Reply { status, reason, text })
+        let retry_after = match (self, status) {
+            (
+                &Failure::Refused(
+                    GateRefusal::Maintenance { retry_after }
+                    | GateRefusal::ClientRate { retry_after }
+                    | GateRefusal::TotalRate { retry_after },
+                ),
+                _,
+            ) => Some(retry_after),
+            (_, 503) => Some(1),
+            _ => None,
+        };
+        Some(Reply { status, reason, text, retry_after })
     }
 
     /// Why the request may be retried on another node, as the label of `retries_total`; `None` if it may not.
@@ -165,6 +199,12 @@ impl Failure {
             Failure::BadHead(_) => FailureReason::BadRequest,
             Failure::BadMethod | Failure::PurgeMethod | Failure::Leaving => FailureReason::MethodRefused,
             Failure::NotFound => FailureReason::NotFound,
+            Failure::Refused(GateRefusal::Blocked) => FailureReason::Blocked,
+            Failure::Refused(GateRefusal::UnknownHost) => FailureReason::UnknownHost,
+            Failure::Refused(GateRefusal::PlainHttp) => FailureReason::PlainHttp,
+            Failure::Refused(GateRefusal::Maintenance { .. }) => FailureReason::Maintenance,
+            Failure::Refused(GateRefusal::ClientRate { .. }) => FailureReason::ClientRate,
+            Failure::Refused(GateRefusal::TotalRate { .. }) => FailureReason::TotalRate,
             Failure::BadBody(_) => FailureReason::BadRequestBody,
             Failure::BodyTooLarge => FailureReason::RequestBodyTooLarge,
             Failure::ClientTimeout => FailureReason::ClientTimeout,
@@ -206,6 +246,12 @@ impl Failure {
             | FailureReason::RequestHeadTooLarge
             | FailureReason::MethodRefused
             | FailureReason::NotFound
+            | FailureReason::Blocked
+            | FailureReason::UnknownHost
+            | FailureReason::PlainHttp
+            | FailureReason::Maintenance
+            | FailureReason::ClientRate
+            | FailureReason::TotalRate
             | FailureReason::BadRequestBody
             | FailureReason::RequestBodyTooLarge
             | FailureReason::ClientTimeout
@@ -221,6 +267,11 @@ impl Failure {
             | FailureReason::GuardCut
             | FailureReason::IdleTunnel => return None,
         })
+    }
+
+    /// Whether the configuration asked for this answer: nothing is wrong.
+    pub(super) fn is_ordered(&self) -> bool {
+        matches!(self, Failure::Refused(_))
     }
 
     /// Whether the node is at fault. Clients that misbehave or leave are normal.

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::error_pages::ErrorPages;
 use super::freshness::Freshness;
+use super::gate::Gate;
 use super::leave_notice::LeaveNotice;
 use super::store::StorePolicy;
 use crate::balance::LbContext;
@@ -35,6 +37,10 @@ pub struct Frontend {
     pub offload_header: Option<Arc<str>>,
     /// Methods that purge at the nodes, beside [`Method::Purging`]: none passes.
     pub purge_methods: Arc<[String]>,
+    /// Decides who is let in; `None` if everybody is.
+    pub gate: Option<Arc<Gate>>,
+    /// Pages for answers of our own.
+    pub error_pages: Arc<ErrorPages>,
     /// Requests that are answered here, without a node.
     pub own_answer: OwnAnswers,
     /// What the probes of the caches behind this listener are told; `None` if they have none here.

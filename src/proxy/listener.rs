@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 #[cfg(target_os = "linux")]
 use socket2::SockFilter;
@@ -35,7 +36,7 @@ pub struct Listener {
     /// It was there before this process, and outlives it.
     pub is_inherited: bool,
     /// The TLS configuration; `None` for plain connections.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<ArcSwap<ServerConfig>>>,
 }
 
 /// What a worker runs for a socket.
@@ -114,17 +115,24 @@ fn begin_no_handshake(_listener: &StdListener) -> io::Result<()> {
 
 /// Serves a connection in its own task. It is counted here and not when that task first runs: a worker without
 /// connections ends when the process drains.
-fn serve(worker: &Rc<Worker>, role: Role, tls: Option<&Arc<ServerConfig>>, socket: TcpStream, peer: SocketAddr) {
+fn serve(
+    worker: &Rc<Worker>,
+    role: Role,
+    tls: Option<&Arc<ArcSwap<ServerConfig>>>,
+    socket: TcpStream,
+    peer: SocketAddr,
+) {
     let frontend = worker.frontend(role);
     let deadline = worker.deadline(&frontend);
     let file = worker.shared.files_of(role).clients.enter(1);
     worker.shared.metrics.listener(role).accepted.inc();
     let permit = frontend.is_public.then(|| worker.shared.admission.enter());
-    let accepted = AcceptedSocket { socket, peer, deadline, permit, _file: file, tls: tls.cloned() };
+    let accepted =
+        AcceptedSocket { socket, peer, deadline, permit, _file: file, tls: tls.map(|config| config.load_full()) };
     tokio::task::spawn_local(connection::serve(Rc::clone(worker), frontend, accepted));
 }
 
-async fn accept(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ServerConfig>>, role: Role) {
+async fn accept(listener: &TcpListener, worker: &Rc<Worker>, tls: Option<&Arc<ArcSwap<ServerConfig>>>, role: Role) {
     loop {
         worker.shared.files_of(role).clients.room().await;
         match listener.accept().await {

@@ -58,6 +58,8 @@ fn fault_of(failure: &Failure) -> Option<RequestFault> {
         Failure::BadHead(_)
         | Failure::BadMethod
         | Failure::PurgeMethod
+        | Failure::Leaving
+        | Failure::Refused(_)
         | Failure::NotFound
         | Failure::BadBody(_)
         | Failure::BodyTooLarge

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::frontend::NoNode;
+use super::gate::GateRefusal;
 use super::span_notes::RequestSpans;
 use crate::fleet::Node;
 use crate::telemetry::FailureReason;
@@ -129,11 +130,14 @@ fn termination(failure: &Failure, phase: RequestPhase) -> [u8; 2] {
     let by = |late: bool, late_letter, letter| if late { late_letter } else { letter };
     let phase = phase.letter();
     match failure {
+        // Answered here, as the configuration says.
+        Failure::Refused(GateRefusal::PlainHttp | GateRefusal::Maintenance { .. }) => *b"LR",
         Failure::BadHead(_)
         | Failure::BadMethod
         | Failure::PurgeMethod
         | Failure::Leaving
         | Failure::NotFound
+        | Failure::Refused(_)
         | Failure::BadBody(_)
         | Failure::BodyTooLarge => *b"PR",
         Failure::ClientTimeout => [b'c', phase],

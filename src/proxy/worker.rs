@@ -204,7 +204,9 @@ impl Worker {
             self.shared.metrics.upstream_failures.count(node.spec.role(), fault);
         }
         // Decided before anything is written: strangers can make malformed requests cheaply.
-        let Some((status, _)) = failure.status().filter(|&(status, _)| fault.is_some() || status >= 500) else {
+        let Some((status, _)) =
+            failure.status().filter(|&(status, _)| fault.is_some() || status >= 500 && !failure.is_ordered())
+        else {
             return;
         };
         if let Some(unsaid) = self.notices.pass() {

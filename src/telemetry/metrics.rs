@@ -79,6 +79,8 @@ pub struct Metrics {
     certificates: Mutex<BTreeMap<String, i64>>,
     /// Client connections that are open at the edge.
     pub edge_connections: IntGauge,
+    /// 1 while the shop is closed.
+    pub edge_maintenance: IntGauge,
     handshakes: Counters<HandshakeResult>,
     /// Requests that wait for a file for a connection to a node.
     pub queue_length: IntGauge,
@@ -136,6 +138,7 @@ impl Metrics {
                 r,
                 IntGauge::new("edge_connections", "Client connections that are open at the edge")?,
             )?,
+            edge_maintenance: register(r, IntGauge::new("edge_maintenance", "1 while edge.maintenance.on is true")?)?,
             handshakes: counters(r, "tls_handshakes_total", "TLS handshakes at the edge by result")?
                 .with(HandshakeResult::ALL),
             queue_length: register(

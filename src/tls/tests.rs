@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustls::client::Tls12Resumption;
 use rustls::server::NoServerSessionStorage;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, HandshakeKind};
 
 use super::*;
@@ -110,7 +111,7 @@ async fn tickets_resume_in_both_versions_after_a_reload_and_elsewhere() {
         let files = [folder.write("shop", &first)];
         // Without a session store, only a ticket can have resumed the session.
         let resumption = Resumption { sessions: Arc::new(NoServerSessionStorage {}), ..Resumption::new().unwrap() };
-        let tls = Tls::load_sharing(&files, true, &resumption).unwrap();
+        let tls = Tls::load_sharing(&files, true, &TlsPolicy::default(), &resumption).unwrap();
         let server = EchoServer::start(&tls).await;
         let client = TlsClient::of(version);
 
@@ -128,7 +129,8 @@ async fn tickets_resume_in_both_versions_after_a_reload_and_elsewhere() {
         assert_eq!(kind(&stream), HandshakeKind::Resumed, "after a reload, {version:?}");
         echo(&mut stream).await;
 
-        let other = EchoServer::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
+        let other =
+            EchoServer::start(&Tls::load_sharing(&files, true, &TlsPolicy::default(), &resumption).unwrap()).await;
         let mut stream = client.connect(&other, "shop.test").await.unwrap();
         assert_eq!(kind(&stream), HandshakeKind::Resumed, "at another listener, {version:?}");
         echo(&mut stream).await;
@@ -144,8 +146,8 @@ async fn sessions_resume_for_clients_without_tickets_also_at_another_listener() 
     let folder = Folder::new();
     let files = [folder.write("shop", &Issued::for_names(&["shop.test"]))];
     let resumption = Resumption::new().unwrap();
-    let one = EchoServer::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
-    let other = EchoServer::start(&Tls::load_sharing(&files, true, &resumption).unwrap()).await;
+    let one = EchoServer::start(&Tls::load_sharing(&files, true, &TlsPolicy::default(), &resumption).unwrap()).await;
+    let other = EchoServer::start(&Tls::load_sharing(&files, true, &TlsPolicy::default(), &resumption).unwrap()).await;
     let stranger = EchoServer::start(&Tls::load(&files, true).unwrap()).await;
     let client = TlsClient::of(&TLS12).resuming_by(Tls12Resumption::SessionIdOnly);
     for (server, expected) in [
@@ -166,7 +168,7 @@ async fn no_session_allows_early_data() {
     let files = [folder.write("shop", &Issued::for_names(&["shop.test"]))];
     // rustls never allows early data with a ticket, but it would with a stored session: so that case is tested.
     let resumption = Resumption { ticketer: Arc::new(NoTickets), ..Resumption::new().unwrap() };
-    let tls = Tls::load_sharing(&files, true, &resumption).unwrap();
+    let tls = Tls::load_sharing(&files, true, &TlsPolicy::default(), &resumption).unwrap();
     let server = EchoServer::start(&tls).await;
     let client = TlsClient::of(&TLS13).wishing_for_early_data();
     echo(&mut client.connect(&server, "shop.test").await.unwrap()).await;

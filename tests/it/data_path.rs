@@ -6,6 +6,7 @@ mod bypass;
 mod choice;
 mod corpus;
 mod drain;
+mod edge_rules;
 mod ejection;
 mod failures;
 mod files;

@@ -9,13 +9,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use http::header::{CONTENT_LENGTH, VIA};
+use http::header::{CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY, VIA};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::io::ReadBuf;
 use tokio::sync::oneshot;
 
-use crate::http1::{ResponseHead, error_fields};
+use crate::http1::{OwnResponse, ResponseHead};
 
 /// The most bytes handed to hyper in one write, and so buffered per stream for the client.
 pub(in crate::proxy) const PIECE: usize = 32 * 1024;
@@ -77,26 +77,23 @@ impl Http2Stream {
         head_of(head).is_some_and(|head| self.send_head(head, empty))
     }
 
-    /// Sends an answer of our own.
-    pub(in crate::proxy) fn answer_with(
-        &mut self,
-        status: u16,
-        text: &str,
-        request_id: &[u8],
-        head_only: bool,
-    ) -> bool {
+    /// Sends an answer of our own, with this body. False if the client has gone, or HTTP/2 cannot carry a field.
+    pub(in crate::proxy) fn answer_with(&mut self, answer: &OwnResponse<'_>, body: Bytes) -> bool {
         let mut response = Response::new(());
-        let Ok(code) = StatusCode::from_u16(status) else { return false };
+        let Ok(code) = StatusCode::from_u16(answer.status) else { return false };
         *response.status_mut() = code;
-        for (name, value) in error_fields(status) {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        let mut is_good = true;
+        answer.each_field(|name, value| match HeaderValue::from_bytes(value) {
+            Ok(value) => _ = response.headers_mut().insert(name, value),
+            Err(_) => is_good = false,
+        });
+        if !is_good {
+            return false;
         }
-        set_request_id(&mut response, request_id);
-        let text = format!("{text}\n");
-        response.headers_mut().insert(CONTENT_LENGTH, text.len().into());
-        let empty = head_only || self.is_head;
+        response.headers_mut().insert(CONTENT_LENGTH, answer.body.len().into());
+        let empty = answer.head_only || self.is_head || body.is_empty();
         if !empty {
-            self.slot.borrow_mut().piece = Some(Bytes::from(text));
+            self.slot.borrow_mut().piece = Some(body);
         }
         self.send_head(response, empty)
     }
@@ -273,6 +270,9 @@ fn head_of(head: &ResponseHead) -> Option<Response<()>> {
     }
     set_request_id(&mut response, head.request_id());
     let headers = response.headers_mut();
+    if !head.strict_transport().is_empty() {
+        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_bytes(head.strict_transport()).ok()?);
+    }
     headers.append(VIA, HeaderValue::from_static("1.1 clearcoat"));
     if let Some(length) = head.announced_length() {
         headers.insert(CONTENT_LENGTH, length.into());

@@ -189,6 +189,18 @@ values! {
         MethodRefused = "method_refused",
         /// A path of clearcoat's own, with nothing there.
         NotFound = "not_found",
+        /// The network of the client is blocked.
+        Blocked = "blocked",
+        /// The host is not one that the edge answers for.
+        UnknownHost = "unknown_host",
+        /// It came by plain HTTP, and was sent to https.
+        PlainHttp = "plain_http",
+        /// The shop is closed.
+        Maintenance = "maintenance",
+        /// Its client had made too many requests.
+        ClientRate = "client_rate",
+        /// All clients together had made too many.
+        TotalRate = "total_rate",
         /// The frame of the request's body was malformed.
         BadRequestBody = "bad_request_body",
         /// The body of the request was longer than it may be.

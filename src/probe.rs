@@ -107,6 +107,11 @@ impl Probe {
         self.wake.notify_one();
     }
 
+    /// Checks the node once, within the timeout of its checks.
+    pub async fn once(&self) -> Verdict {
+        self.check(&mut Instant::now()).await
+    }
+
     /// Checks until the receiver of the events is dropped.
     pub async fn run(self, events: mpsc::Sender<Event>) {
         let mut failures = 0;

@@ -167,7 +167,7 @@ fn node<'t>(config: &'t mut toml::Table, at: usize) -> &'t mut toml::Table {
 }
 
 #[test]
-fn what_is_wrong_with_varnishd_is_found_and_the_command_that_is_named_mends_it() {
+fn what_is_wrong_with_varnishd_is_mended_by_the_command_that_is_named() {
     let patient = Patient::small();
     patient.is_well();
     for (parameter, value, name) in [
@@ -196,7 +196,7 @@ fn what_is_wrong_with_varnishd_is_found_and_the_command_that_is_named_mends_it()
 }
 
 #[test]
-fn what_is_wrong_with_a_vcl_is_found_and_the_right_one_mends_it() {
+fn what_is_wrong_with_a_vcl_is_mended_by_the_right_one() {
     let patient = Patient::small();
     patient.is_well();
     let ours = patient.fleet.varnish[0].started_with();
@@ -213,7 +213,7 @@ fn what_is_wrong_with_a_vcl_is_found_and_the_right_one_mends_it() {
 }
 
 #[test]
-fn what_is_wrong_with_the_configuration_is_found_and_the_right_line_mends_it() {
+fn what_is_wrong_with_the_configuration_is_mended_by_the_right_line() {
     let mut patient = Patient::small();
     patient.is_well();
     patient.is_mended_by_configuration("not-listening", "start varnishd", |config| {
@@ -240,7 +240,7 @@ fn what_is_wrong_with_the_configuration_is_found_and_the_right_line_mends_it() {
 }
 
 #[test]
-fn a_delivery_that_its_vcl_does_not_carry_out_is_found_and_the_one_that_is_named_mends_it() {
+fn a_delivery_that_fails_is_mended_by_the_one_that_is_named() {
     let mut patient = Patient::small();
     patient.is_well();
     let right = patient.fleet.clearcoat.config();
@@ -262,7 +262,7 @@ fn a_delivery_that_its_vcl_does_not_carry_out_is_found_and_the_one_that_is_named
 }
 
 #[test]
-fn a_node_that_hangs_or_fails_is_found_soon_and_its_name_is_enough_to_look_at_it_alone() {
+fn a_node_that_hangs_or_fails_is_found_soon_and_can_be_looked_at_alone() {
     let patient = Patient::small();
     patient.is_well();
     patient.fleet.varnish[0].hang();

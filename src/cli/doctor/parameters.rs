@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_varnishd_that_is_started_as_the_page_says_is_well_and_so_is_one_that_says_nothing() {
+    fn a_varnishd_that_is_started_as_the_page_says_is_well() {
         assert!(named(&WELL).is_empty(), "{:?}", named(&WELL));
         assert!(named(&[]).is_empty());
     }

@@ -10,7 +10,7 @@ use crate::fleet::{NodeId, Role};
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Severity {
+pub(super) enum FindingSeverity {
     /// Something does not work now: a node serves nobody, or purges do not do what they should.
     Error,
     /// It works, and will not under some load, or after some event.
@@ -19,12 +19,12 @@ pub(super) enum Severity {
     Info,
 }
 
-impl Severity {
+impl FindingSeverity {
     fn word(self) -> &'static str {
         match self {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-            Severity::Info => "info",
+            FindingSeverity::Error => "error",
+            FindingSeverity::Warning => "warning",
+            FindingSeverity::Info => "info",
         }
     }
 }
@@ -32,7 +32,7 @@ impl Severity {
 /// Something that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
-    severity: Severity,
+    severity: FindingSeverity,
     /// Its stable name, such as `header-limit`.
     name: &'static str,
     /// Of a node: its role and id.
@@ -48,21 +48,21 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    fn new(severity: Severity, name: &'static str, what: impl Into<String>) -> Self {
+    fn new(severity: FindingSeverity, name: &'static str, what: impl Into<String>) -> Self {
         let what = what.into();
         Finding { severity, name, role: None, id: None, what, why: String::new(), change: String::new() }
     }
 
     pub(super) fn error(name: &'static str, what: impl Into<String>) -> Self {
-        Finding::new(Severity::Error, name, what)
+        Finding::new(FindingSeverity::Error, name, what)
     }
 
     pub(super) fn warning(name: &'static str, what: impl Into<String>) -> Self {
-        Finding::new(Severity::Warning, name, what)
+        Finding::new(FindingSeverity::Warning, name, what)
     }
 
     pub(super) fn info(name: &'static str, what: impl Into<String>) -> Self {
-        Finding::new(Severity::Info, name, what)
+        Finding::new(FindingSeverity::Info, name, what)
     }
 
     pub(super) fn why(self, why: impl Into<String>) -> Self {
@@ -94,8 +94,8 @@ impl Finding {
             _ => String::new(),
         };
         let word = match self.severity {
-            Severity::Error if colour => format!("\x1b[31m{}\x1b[0m", self.severity.word()),
-            Severity::Warning if colour => format!("\x1b[33m{}\x1b[0m", self.severity.word()),
+            FindingSeverity::Error if colour => format!("\x1b[31m{}\x1b[0m", self.severity.word()),
+            FindingSeverity::Warning if colour => format!("\x1b[33m{}\x1b[0m", self.severity.word()),
             _ => self.severity.word().to_owned(),
         };
         _ = writeln!(text, "{word} [{}] {}", self.name, printable(&format!("{node}{}", self.what)));
@@ -124,7 +124,12 @@ impl DoctorReport {
             key(a).cmp(&key(b))
         });
         let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-        DoctorReport { errors: count(Severity::Error), warnings: count(Severity::Warning), nodes, findings }
+        DoctorReport {
+            errors: count(FindingSeverity::Error),
+            warnings: count(FindingSeverity::Warning),
+            nodes,
+            findings,
+        }
     }
 
     /// Whether the exit status is 0.

@@ -45,12 +45,12 @@ const CLOCK_TOLERANCE: i64 = 2;
 pub(super) struct NodeTarget {
     pub(super) role: Role,
     pub(super) id: NodeId,
-    place: Place,
+    place: NodePlace,
     management: Management,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum NodePlace {
     /// Its address is known.
     Known(Box<NodeSpec>),
     /// It is in the configuration, by a name or an address.
@@ -86,7 +86,7 @@ impl NodeTarget {
         NodeTarget {
             role: node.role,
             id: node.id.clone(),
-            place: Place::Configured(Box::new(node.clone())),
+            place: NodePlace::Configured(Box::new(node.clone())),
             management,
         }
     }
@@ -94,7 +94,7 @@ impl NodeTarget {
     /// A node of a registry.
     pub(super) fn registered(spec: NodeSpec, config: &Config) -> Self {
         let (role, id, management) = (spec.role(), spec.id.clone(), Management::of_fleet(config));
-        NodeTarget { role, id, place: Place::Known(Box::new(spec)), management }
+        NodeTarget { role, id, place: NodePlace::Known(Box::new(spec)), management }
     }
 
     /// Looks at it.
@@ -114,8 +114,8 @@ impl NodeTarget {
 
     async fn spec(&self, config: &Config) -> Result<NodeSpec, String> {
         let node = match &self.place {
-            Place::Known(spec) => return Ok(NodeSpec::clone(spec)),
-            Place::Configured(node) => node,
+            NodePlace::Known(spec) => return Ok(NodeSpec::clone(spec)),
+            NodePlace::Configured(node) => node,
         };
         let found = timeout(STEP, tokio::net::lookup_host(node.address.as_str())).await;
         let mut addresses =

@@ -162,7 +162,7 @@ fn section<'t>(config: &'t mut toml::Table, name: &str) -> &'t mut toml::Table {
     config.entry(name).or_insert_with(|| toml::Table::new().into()).as_table_mut().expect("a table")
 }
 
-fn node<'t>(config: &'t mut toml::Table, at: usize) -> &'t mut toml::Table {
+fn node(config: &mut toml::Table, at: usize) -> &mut toml::Table {
     config["node"].as_array_mut().expect("nodes")[at].as_table_mut().expect("a node")
 }
 

@@ -48,6 +48,7 @@ use history::{EdgeReading, History, STEP};
 use last_minute::{NodeMemories, NodeReading};
 use listeners::{KEEP_ALIVE, Listeners, event};
 use operator::Objection;
+pub use standing::advice_for;
 use view::{RegistryView, lag_age};
 
 /// How often it is looked at what has changed.

@@ -8,6 +8,7 @@ mod agent;
 mod check;
 mod completions;
 mod demo;
+mod doctor;
 mod http;
 mod man;
 mod node;
@@ -22,6 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::fleet::NodeId;
+
 /// A proxy in front of a Varnish fleet: balances its traffic and fans out every Magento purge.
 #[derive(Debug, Parser)]
 #[command(name = "clearcoat", version, disable_help_subcommand = true)]
@@ -35,6 +38,7 @@ enum CliCommand {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Check(check::CheckCommand),
+    Doctor(Box<doctor::Doctor>),
     Agent(Box<agent::Agent>),
     Purge(Box<purge::PurgeCommand>),
     Status(status::Status),
@@ -74,6 +78,7 @@ impl Cli {
             CliCommand::Serve(serve) => serve.run()?,
             CliCommand::Demo(demo) => demo.run()?,
             CliCommand::Check(check) => check.run()?,
+            CliCommand::Doctor(doctor) => return doctor.run(),
             CliCommand::Agent(agent) => return agent.run(),
             CliCommand::Purge(purge) => block_on(purge.run())?,
             CliCommand::Status(status) => block_on(status.run())?,
@@ -90,6 +95,11 @@ impl Cli {
 /// Runs a command that talks to a running clearcoat. One thread is plenty.
 fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// A node id as an argument.
+fn node_id(text: &str) -> Result<NodeId, String> {
+    NodeId::try_from(text).map_err(|error| error.to_string())
 }
 
 /// Replaces the control characters in text from elsewhere, so that it cannot steer the terminal.
@@ -131,6 +141,7 @@ mod tests {
             "clearcoat purge --url https://shop.example/page?a=b --json",
             "clearcoat purge --all",
             "clearcoat agent --role varnish --port 6081 --interface eth1 -- varnishd -F",
+            "clearcoat doctor --config clearcoat.toml --node varnish-1 --strict --json",
             "clearcoat status --watch",
             "clearcoat status --purges --watch",
             "clearcoat status --admin http://clearcoat:9180/ --json",
@@ -169,6 +180,7 @@ mod tests {
             "clearcoat purge --all --endpoint http://user@clearcoat:6081",
             "clearcoat purge --all --endpoint http://clearcoat:6081/api",
             "clearcoat status --watch --json",
+            "clearcoat doctor --node a/b",
             "clearcoat node",
             "clearcoat node drain --token-file t",
             "clearcoat node drain a/b --token-file t",

@@ -154,6 +154,11 @@ impl Probe {
         self.wake.notify_one();
     }
 
+    /// Checks the node once, within the timeout of its checks.
+    pub async fn once(&self) -> Verdict {
+        self.check(&mut Instant::now()).await
+    }
+
     /// Checks until the receiver of the events is dropped: at once, and then with a phase of its own. Checkers that begin
     /// together would otherwise ask all nodes in one moment, again and again, and a check of Magento asks its database.
     pub async fn run(self, events: mpsc::Sender<Event>) {

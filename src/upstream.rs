@@ -30,7 +30,7 @@ use crate::telemetry::{Metrics, NodeMetrics};
 
 /// How long an idle connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
 /// (`KeepAliveTimeout`) close theirs.
-const IDLE_LIMIT: Duration = Duration::from_secs(4);
+pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(4);
 
 /// Keepalive probes for a silent peer: an answer in flight lives as long as both of its connections, and without probes
 /// a machine that lost its power would hold one for an hour. Dead after 60 s and three probes, 10 s apart.

@@ -175,11 +175,10 @@ impl TrafficFacts<'_> {
                 "It comes back by itself, and is ejected for longer if it still fails. Its health check does not see what clients see: \
                  look at its error log, and let health.web.path ask for what fails."
             }
-            Standing::Down | Standing::Behind => match (fault, self.role) {
-                (Some(kind), Role::Varnish) => return advice_for_varnish(kind, self.address),
-                (Some(kind), Role::Web) => return advice_for_web(kind, self.address),
-                (None, _) if state == Standing::Down => "Ask the node itself for what its health check asks for.",
-                (None, _) => "It is being brought up to date, and serves when it has every purge.",
+            Standing::Down | Standing::Behind => match fault {
+                Some(kind) => return advice_for(self.role, kind, self.address),
+                None if state == Standing::Down => "Ask the node itself for what its health check asks for.",
+                None => "It is being brought up to date, and serves when it has every purge.",
             },
             Standing::Untrusted => "Change what the finding names (docs/vcl.md, Trial); it is tried again by itself.",
             Standing::Drained if self.drained_at_ms.is_some() => {
@@ -188,6 +187,14 @@ impl TrafficFacts<'_> {
             Standing::Drained => "Give it a weight above 0 when it may serve again. It gets every purge meanwhile.",
         };
         text.to_owned()
+    }
+}
+
+/// What to do about a node whose check, or whose purges, fail so.
+pub fn advice_for(role: Role, kind: FaultKind, address: SocketAddr) -> String {
+    match role {
+        Role::Varnish => advice_for_varnish(kind, address),
+        Role::Web => advice_for_web(kind, address),
     }
 }
 

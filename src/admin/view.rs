@@ -12,7 +12,9 @@ use super::last_minute::{LastMinute, NodeMemories};
 use super::problems::Problem;
 use super::standing::{CacheFacts, TrafficFacts, TrafficVerdict, unresolved};
 use crate::clock;
-use crate::fleet::{Health, Member, NodeId, NodeKey, NodeSource, Role, TrialState, WHOLE_SHARE};
+use crate::fleet::{
+    Health, Member, NodeId, NodeKey, NodeSource, PurgeDialect, Role, SendProxy, TrialState, WHOLE_SHARE,
+};
 use crate::journal::{Cursor, Lag, Position};
 use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedName;
@@ -115,6 +117,9 @@ struct SavedView {
 
 #[derive(Serialize)]
 struct VarnishView {
+    delivery: PurgeDialect,
+    header_limit: usize,
+    send_proxy: SendProxy,
     cursor: Position,
     /// What a start finds of it in the journal, once another purge is on disk; `null` if nothing.
     saved: Option<SavedView>,
@@ -223,7 +228,10 @@ impl AdminContext {
         let weight = operator.weight_over(spec.weight);
         let lag = self.journal.lag(live.cursor());
         let undelivered = spec.varnish.as_ref().and_then(|_| self.deliveries.fault(&spec.id));
-        let varnish = spec.varnish.as_ref().map(|_| VarnishView {
+        let varnish = spec.varnish.as_ref().map(|settings| VarnishView {
+            delivery: settings.delivery,
+            header_limit: settings.header_limit,
+            send_proxy: settings.send_proxy,
             cursor: live.cursor(),
             saved: saved.get(&spec.id).map(|saved| SavedView { cursor: saved.position, seals: saved.is_sealed }),
             lag: lag.entries,

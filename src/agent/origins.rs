@@ -35,6 +35,7 @@ use crate::backoff::Backoff;
 use crate::clock::now_ms;
 use crate::fleet::PurgeDialect;
 use crate::telemetry::causes;
+use crate::varnish::cli_text::{ListedVcl, parse_vcls};
 use crate::varnish::management::{ManagementError, ManagementPort};
 use crate::varnish::vcl::{InvalidHost, OriginAddress, VarnishVersion, render, stripping};
 
@@ -272,10 +273,10 @@ impl OriginFollower {
             let mut port = ManagementPort::connect(address.as_str(), Some(&secret), STEP).await?;
             port.command(&["vcl.load", &name, &self.settings.file.to_string_lossy()]).await?;
             port.command(&["vcl.use", &name]).await?;
-            for before in ours(&port.command(&["vcl.list"]).await?) {
+            for before in ours(&port.command(&["vcl.list"]).await?.text) {
                 // The next one that is loaded tries again.
-                if let Err(error) = port.command(&["vcl.discard", before]).await {
-                    tracing::warn!(vcl = before, error = %causes(&error), "varnishd does not discard a VCL of before");
+                if let Err(error) = port.command(&["vcl.discard", &before]).await {
+                    tracing::warn!(vcl = %before, error = %causes(&error), "varnishd does not discard a VCL of before");
                 }
             }
             Ok(())
@@ -303,9 +304,9 @@ fn words(error: &(dyn Error + 'static)) -> String {
 
 /// The VCLs of ours that are loaded and not in use, in the answer to `vcl.list`: lines of a status, a few words that are not the same
 /// in all versions, and a name.
-fn ours(list: &str) -> Vec<&str> {
-    let available = list.lines().filter(|line| line.starts_with("available"));
-    available.filter_map(|line| line.split_whitespace().find(|word| word.starts_with(PREFIX))).collect()
+fn ours(list: &str) -> Vec<String> {
+    let is_ours = |vcl: &ListedVcl| vcl.status == "available" && vcl.label.is_none() && vcl.name.starts_with(PREFIX);
+    parse_vcls(list).into_iter().filter(is_ours).map(|vcl| vcl.name).collect()
 }
 
 #[cfg(test)]

@@ -259,6 +259,8 @@ mod tests {
             header_limit,
             send_proxy,
             headers: SecretHeaders::default(),
+            management: None,
+            management_secret_file: None,
         }
     }
 

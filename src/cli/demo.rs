@@ -129,6 +129,8 @@ fn node(role: Role, index: usize, address: SocketAddr) -> StaticNode {
         header_limit: None,
         send_proxy: SendProxy::Off,
         headers: SecretHeaders::default(),
+        management: None,
+        management_secret_file: None,
     }
 }
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::http::Endpoint;
-use super::printable;
+use super::{node_id, printable};
 use crate::config::Token;
 use crate::fleet::{NodeId, Role};
 
@@ -87,10 +87,6 @@ fn weight(text: &str) -> Result<Weight, String> {
         "0" => Err("a node without any traffic is drained: clearcoat node drain".to_owned()),
         _ => text.parse().map(|weight| Weight(Some(weight))).map_err(|_| "wanted 1 to 65535, or registered".to_owned()),
     }
-}
-
-fn node_id(text: &str) -> Result<NodeId, String> {
-    NodeId::try_from(text).map_err(|error| error.to_string())
 }
 
 /// The answer to an order.

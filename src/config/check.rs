@@ -384,6 +384,15 @@ fn check_nodes(nodes: &[StaticNode], rules: &mut RuleCheck) {
         }
         let is_known = role == Role::Varnish || node.headers.is_empty();
         rules.require(is_known, key("headers"), "only for nodes of role varnish");
+        let named = [
+            ("management", node.management.is_some()),
+            ("management_secret_file", node.management_secret_file.is_some()),
+        ];
+        for (name, is_set) in named {
+            rules.require(!is_set || role == Role::Varnish, key(name), "only for nodes of role varnish");
+        }
+        let is_reachable = node.management.as_deref().is_none_or(is_host_port);
+        rules.require(is_reachable, key("management"), "wanted HOST:PORT such as 192.0.2.11:6082");
         let twin = ids.insert((role, node.id.as_str()), index);
         rules.require(twin.is_none(), key("id"), format!("another {role} node has this id"));
         let twin = addresses.insert((role, node.address.to_ascii_lowercase()), node.id.as_str());

@@ -147,6 +147,9 @@ mod tests {
         assert_eq!(differ(&before, &after), ["edge.policy", "purge.allow", "registry.etcd.prefix", "replica.id"]);
     }
 
+    /// An error page is read with the configuration.
+    const A_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/page.png");
+
     /// The keys that take effect at once, and those that need a restart.
     fn adopted(before: &Config, new: &Config) -> (Vec<String>, Vec<String>) {
         let adopted = before.adopting(new).unwrap();
@@ -169,7 +172,7 @@ mod tests {
             ("edge.https.hsts_max_age", "CLEARCOAT_EDGE__HTTPS__HSTS_MAX_AGE", "300"),
             ("edge.rate_limit.client_rate", "CLEARCOAT_EDGE__RATE_LIMIT__CLIENT_RATE", "9"),
             ("edge.maintenance.on", "CLEARCOAT_EDGE__MAINTENANCE__ON", "true"),
-            ("edge.error_pages.503", "CLEARCOAT_EDGE__ERROR_PAGES__503", "/etc/503.html"),
+            ("edge.error_pages.503", "CLEARCOAT_EDGE__ERROR_PAGES__503", A_FILE),
             ("origin.guard", "CLEARCOAT_ORIGIN__GUARD", "false"),
             ("limits.max_body", "CLEARCOAT_LIMITS__MAX_BODY", "5"),
             ("limits.max_connections", "CLEARCOAT_LIMITS__MAX_CONNECTIONS", "5"),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,9 @@ use super::kubernetes::Kubernetes;
 use super::node::is_host_port;
 use super::optional::empty_is_none;
 use super::{headers, text};
-use crate::fleet::{NodeId, PurgeDialect, Role, SecretHeaders, SendProxy};
+use crate::fleet::{
+    DEFAULT_HEADER_LIMIT, NodeId, NodeSpec, PurgeDialect, Role, SecretHeaders, SendProxy, VarnishSettings,
+};
 
 /// `[registry]`: where nodes are learnt from, beside the `[[node]]` tables.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -205,6 +208,29 @@ pub struct StaticNode {
     /// node.
     #[serde(default, deserialize_with = "headers::table", skip_serializing_if = "SecretHeaders::is_empty")]
     pub headers: SecretHeaders,
+    /// `HOST:PORT` of the management port of this Varnish (`-T`), which `clearcoat doctor` asks. Default: its host, with
+    /// `health.varnish.management_port`; none for a web node.
+    #[serde(default, with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub management: Option<String>,
+    /// The file with the secret of that port (`-S`). Default: `health.varnish.management_secret_file`; none for a web node.
+    #[serde(default, with = "empty_is_none", skip_serializing_if = "Option::is_none")]
+    pub management_secret_file: Option<PathBuf>,
+}
+
+impl StaticNode {
+    /// The node at this address, which is its own or one that its name has.
+    pub fn spec(&self, address: SocketAddr) -> NodeSpec {
+        let StaticNode { role, id, weight, zone, delivery, header_limit, send_proxy, headers, .. } = self.clone();
+        let settings = || VarnishSettings {
+            delivery: delivery.unwrap_or_default(),
+            header_limit: header_limit.unwrap_or(DEFAULT_HEADER_LIMIT),
+            send_proxy,
+            epoch: None,
+            headers,
+        };
+        let varnish = (role == Role::Varnish).then(settings);
+        NodeSpec { weight, zone: zone.map(Arc::from), varnish, ..NodeSpec::new(role, id, address) }
+    }
 }
 
 fn one() -> u32 {

@@ -1,5 +1,6 @@
 //! `[health.web]` and `[health.varnish]`: how nodes are checked.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -136,6 +137,12 @@ pub struct VarnishChecks {
     pub eject_statuses: Vec<u16>,
     /// Whether it is tried, with a page of clearcoat's own, that purges take pages out of a node. Default true.
     pub trial: bool,
+    /// The port at which each varnishd is managed (`-T`) whose `[[node]]` names none, for `clearcoat doctor`; also of nodes of a
+    /// registry. Default 0: none.
+    pub management_port: u16,
+    /// The file with the secret of those ports (`-S`). Default: none.
+    #[serde(with = "empty_is_none")]
+    pub management_secret_file: Option<PathBuf>,
 }
 
 impl Default for VarnishChecks {
@@ -154,6 +161,8 @@ impl Default for VarnishChecks {
             max_ejected: 0.5,
             eject_statuses: Vec::new(),
             trial: true,
+            management_port: 0,
+            management_secret_file: None,
         }
     }
 }

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use super::resolve::{AT_ONCE, RETRY, Resolve, look_again, system};
 use crate::config::StaticNode;
-use crate::fleet::{DEFAULT_HEADER_LIMIT, Event, NodeKey, NodeSource, NodeSpec, Role, VarnishSettings};
+use crate::fleet::{Event, NodeKey, NodeSource, NodeSpec};
 use crate::telemetry::causes;
 use names::Lookups;
 pub use unresolved::{UnresolvedName, UnresolvedNodes};
@@ -248,16 +248,7 @@ impl FixedNode {
     }
 
     fn spec(&self, address: SocketAddr) -> NodeSpec {
-        let StaticNode { role, id, weight, zone, delivery, header_limit, send_proxy, headers, .. } = self.node.clone();
-        let settings = || VarnishSettings {
-            delivery: delivery.unwrap_or_default(),
-            header_limit: header_limit.unwrap_or(DEFAULT_HEADER_LIMIT),
-            send_proxy,
-            epoch: None,
-            headers,
-        };
-        let varnish = (role == Role::Varnish).then(settings);
-        NodeSpec { weight, zone: zone.map(Arc::from), varnish, ..NodeSpec::new(role, id, address) }
+        self.node.spec(address)
     }
 }
 
@@ -274,7 +265,11 @@ mod tests {
         let id = NodeId::try_from(id).unwrap();
         let (delivery, header_limit, send_proxy) = (None, None, SendProxy::Off);
         let (address, headers) = (address.into(), SecretHeaders::default());
-        StaticNode { role: Role::Web, id, address, weight, zone: None, delivery, header_limit, send_proxy, headers }
+        let (management, management_secret_file) = (None, None);
+        let role = Role::Web;
+        #[rustfmt::skip]
+        let node = StaticNode { role, id, address, weight, zone: None, delivery, header_limit, send_proxy, headers, management, management_secret_file };
+        node
     }
 
     /// The next event as text: a join as `id address weight`.

@@ -23,6 +23,8 @@ const MAX_TEXT: usize = 16 << 20;
 const OK: u16 = 200;
 /// The same, with a text that was cut at `cli_limit`.
 const TRUNCATED: u16 = 201;
+/// What varnishd writes at the end of a text that it has cut (cli_serve.c).
+const CUT_HERE: &str = "\n[response was truncated]\n";
 /// It wants to be shown that we have its secret.
 const AUTHENTICATE: u16 = 107;
 /// It ends the connection: also the answer to a proof with another secret.
@@ -36,6 +38,15 @@ pub struct ManagementPort {
     stream: TcpStream,
     /// For the greeting, and for each answer.
     timeout: Duration,
+}
+
+/// The answer to a command that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandAnswer {
+    /// The text; without the remark of varnishd if it was cut.
+    pub text: String,
+    /// varnishd has cut it at its `cli_limit` (48 KiB unless configured): what follows is not known.
+    pub is_truncated: bool,
 }
 
 /// Why a command was not carried out.
@@ -101,7 +112,7 @@ impl ManagementPort {
     ///
     /// # Errors
     /// [`ManagementError::Refused`] if varnishd says no; of any other error the connection is of no more use.
-    pub async fn command(&mut self, words: &[&str]) -> Result<String, ManagementError> {
+    pub async fn command(&mut self, words: &[&str]) -> Result<CommandAnswer, ManagementError> {
         self.write(&line(words)?).await?;
         let (status, text) = self.answer().await?;
         accepted(status, text)
@@ -133,9 +144,15 @@ impl ManagementPort {
     }
 }
 
-fn accepted(status: u16, text: String) -> Result<String, ManagementError> {
+fn accepted(status: u16, mut text: String) -> Result<CommandAnswer, ManagementError> {
     match status {
-        OK | TRUNCATED => Ok(text),
+        OK => Ok(CommandAnswer { text, is_truncated: false }),
+        TRUNCATED => {
+            // The line before the remark may have been cut within.
+            let end = text.strip_suffix(CUT_HERE).map_or(text.len(), str::len);
+            text.truncate(text[..end].rfind('\n').map_or(0, |at| at + 1));
+            Ok(CommandAnswer { text, is_truncated: true })
+        }
         _ => Err(ManagementError::Refused { status, text: text.trim_end().to_owned() }),
     }
 }
@@ -224,6 +241,16 @@ mod tests {
         assert_eq!(line(&["vcl.use", "a b\\\"\n"]).unwrap(), "vcl.use a\\x20b\\x5c\\x22\\x0a\n");
         assert_eq!(line(&["<<", "\u{e9}"]).unwrap(), "\\x3c\\x3c \\xc3\\xa9\n");
         assert!(line(&["ping\0"]).is_err() && line(&["vcl.use", ""]).is_err());
+    }
+
+    #[test]
+    fn what_varnishd_has_cut_has_whole_lines_alone_and_says_that_it_is_cut() {
+        let cut = "Present bans:\n1795858128.185205     0 -  req.url ~ y1\n17958581\n[response was truncated]\n";
+        let answer = accepted(201, cut.to_owned()).unwrap();
+        assert!(answer.is_truncated);
+        assert_eq!(answer.text, "Present bans:\n1795858128.185205     0 -  req.url ~ y1\n");
+        assert_eq!(accepted(201, "x".to_owned()).unwrap().text, "");
+        assert!(!accepted(200, "x".to_owned()).unwrap().is_truncated);
     }
 
     proptest! {

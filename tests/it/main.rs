@@ -10,6 +10,7 @@ mod attribution;
 mod consistency;
 mod data_path;
 mod dns;
+mod doctor;
 mod drain;
 mod etcd_faults;
 mod etcd_harness;

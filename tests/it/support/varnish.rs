@@ -110,6 +110,37 @@ impl Varnish {
         command
     }
 
+    /// Where it is managed: the argument `-T` in its shared memory, as `varnishadm` finds it.
+    pub fn management(&self) -> SocketAddr {
+        let shared = self.folder.join("_.vsm_mgt");
+        let index = std::fs::read_to_string(shared.join("_.index")).expect("the index of varnishd's shared memory");
+        let words = index.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let chunk =
+            words.into_iter().find(|words| words.ends_with(&["Arg", "-T"])).expect("a management port")[1].to_owned();
+        let text = std::fs::read_to_string(shared.join(chunk)).expect("an argument");
+        let mut words = text.trim_end_matches('\0').split_whitespace();
+        let mut word = || words.next().expect("an address and a port");
+        SocketAddr::new(word().parse().expect("an address"), word().parse().expect("a port"))
+    }
+
+    /// The file with the secret of its management port.
+    pub fn secret_file(&self) -> PathBuf {
+        self.folder.join("_.secret")
+    }
+
+    /// Has it use another VCL, compiled from this text.
+    pub fn load(&self, name: &str, vcl: &str) {
+        let file = self.folder.join(format!("{name}.vcl"));
+        std::fs::write(&file, vcl).expect("a file");
+        self.adm(&["vcl.load", name, file.to_str().expect("a path")]);
+        self.adm(&["vcl.use", name]);
+    }
+
+    /// The VCL with which it was started.
+    pub fn started_with(&self) -> String {
+        std::fs::read_to_string(&self.vcl).expect("a VCL")
+    }
+
     /// The number of clearcoats that it considers up.
     pub fn origins_up(&self) -> usize {
         let backends = self.adm(&["backend.list"]);

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_are_equally_behind_share_the_last_resort_and_an_obedient_one_is_better() {
+    fn all_that_are_behind_alike_share_the_last_resort() {
         let (edge, fleet) = (edge(WhenAllBehind::Serve, 5), fleet(&[4, 4, 4], 0));
         let served = |key: u64| {
             let lb = LbContext { request_hash: key.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..LbContext::default() };

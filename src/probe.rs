@@ -76,21 +76,21 @@ struct Schedule {
 
 /// Results in a row.
 #[derive(Debug)]
-struct Streak {
+struct CheckStreak {
     failures: u32,
     /// Since the last failure, if there was one.
     passes: Option<u32>,
 }
 
-impl Streak {
-    const NEW: Streak = Streak { failures: 0, passes: None };
+impl CheckStreak {
+    const NEW: CheckStreak = CheckStreak { failures: 0, passes: None };
 
     fn count(&mut self, verdict: &Verdict) {
         match verdict {
             Verdict::Passed => {
-                *self = Streak { failures: 0, passes: self.passes.map(|passes| passes.saturating_add(1)) }
+                *self = CheckStreak { failures: 0, passes: self.passes.map(|passes| passes.saturating_add(1)) }
             }
-            Verdict::Failed(_) => *self = Streak { failures: self.failures.saturating_add(1), passes: Some(0) },
+            Verdict::Failed(_) => *self = CheckStreak { failures: self.failures.saturating_add(1), passes: Some(0) },
             Verdict::NotAsked(_) => {}
         }
     }
@@ -162,7 +162,7 @@ impl Probe {
     /// Checks until the receiver of the events is dropped: at once, and then with a phase of its own. Checkers that begin
     /// together would otherwise ask all nodes in one moment, again and again, and a check of Magento asks its database.
     pub async fn run(self, events: mpsc::Sender<Event>) {
-        let mut streak = Streak::NEW;
+        let mut streak = CheckStreak::NEW;
         let mut phase = fastrand::f64();
         loop {
             let mut began = Instant::now();
@@ -297,7 +297,7 @@ async fn has_text(mut body: Incoming, text: &[u8]) -> hyper::Result<bool> {
 
 impl Schedule {
     /// The time until the next check after these results: soon if more of the same change the node's health, or might.
-    fn pause_after(&self, streak: &Streak) -> Duration {
+    fn pause_after(&self, streak: &CheckStreak) -> Duration {
         match (streak.failures, streak.passes) {
             (0, Some(passes)) if passes < self.rise => self.interval / CONFIRM,
             (0, _) => self.interval,
@@ -354,7 +354,7 @@ mod tests {
 
     /// The pauses in ms after each of these results: `+` passed, `-` failed.
     fn pauses(schedule: Schedule, results: &str) -> Vec<u128> {
-        let mut streak = Streak::NEW;
+        let mut streak = CheckStreak::NEW;
         let failed = || Verdict::Failed(NodeFault::new(FaultKind::Fails, "it answered 500"));
         let after = |result| {
             streak.count(&if result == '+' { Verdict::Passed } else { failed() });
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_confirmed_soon_and_a_node_that_is_down_is_asked_at_its_own_interval() {
+    fn a_change_is_confirmed_soon_and_a_down_node_is_asked_at_its_own_interval() {
         let (ms, interval_down) = (Duration::from_millis, Duration::from_millis(200));
         let schedule = Schedule { interval: ms(1000), interval_down, timeout: ms(100), rise: 2, fall: 3, jitter: 0.0 };
         let expected = [1000, 1000, 100, 100, 200, 200, 100, 1000, 1000, 100, 100, 1000];

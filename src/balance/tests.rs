@@ -156,7 +156,7 @@ fn another_zone_is_used_when_nobody_in_the_own_one_may_serve() {
 }
 
 #[test]
-fn what_would_fall_to_near_nodes_that_may_not_serve_does_not_all_fall_to_the_last_of_them() {
+fn the_last_near_node_that_may_serve_does_not_get_what_fell_to_the_others() {
     let nodes = pool_of((0..6).map(|index| (index, 1, Some(if index < 3 { "a" } else { "b" }))), Some("a"));
     let one_near = |member: &Member| !["n000", "n001"].contains(&member.node.id().as_str());
     for policy in [Policy::RoundRobin, Policy::LeastRequest, Policy::PeakEwma, Policy::Random] {

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_had_nothing_to_do_for_weeks_is_as_one_of_which_nothing_is_known() {
+    fn of_a_node_without_work_for_weeks_nothing_is_known() {
         let (latency, now) = steady();
         latency.record_failure(now, MS);
         let month = now + 30 * 24 * 3_600_000;

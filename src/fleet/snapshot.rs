@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gets_no_traffic_by_its_weight_neither_causes_a_panic_nor_keeps_one_off() {
+    fn a_node_of_no_weight_neither_causes_a_panic_nor_keeps_one_off() {
         let (down, up) = (Health::Down, Health::Up);
         // It is about to go, and what replaces it has not passed its checks again yet.
         let replaced = with_first(&[("a", up), ("b", down)], weigh_nothing);

@@ -170,7 +170,7 @@ pub(super) fn write(
                 relying.remove(node.as_str())?;
             }
         }
-        forget_cursors(&mut cursors, (&mut epochs, &mut sealed, &mut relying), limits, change.now_ms)?;
+        forget_cursors(&mut cursors, (&mut epochs, &mut relying), &mut sealed, limits, change.now_ms)?;
     }
     Ok(transaction.commit()?)
 }
@@ -212,11 +212,8 @@ fn write_entries(
 /// Deletes cursors that were not saved within the retention.
 fn forget_cursors(
     cursors: &mut Table<'_, &'static str, (Position, u64)>,
-    (epochs, sealed, relying): (
-        &mut Table<'_, &'static str, &'static str>,
-        &mut Table<'_, &'static str, u64>,
-        &mut Table<'_, &'static str, ()>,
-    ),
+    (epochs, relying): (&mut Table<'_, &'static str, &'static str>, &mut Table<'_, &'static str, ()>),
+    sealed: &mut Table<'_, &'static str, u64>,
     limits: &Limits,
     now_ms: u64,
 ) -> Result<(), StorageError> {

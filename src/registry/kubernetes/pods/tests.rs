@@ -113,7 +113,7 @@ fn where_nobody_is_ready_a_web_pod_serves_to_its_end_a_varnish_not() {
 }
 
 #[test]
-fn readiness_that_most_web_pods_lose_is_not_believed_and_that_of_new_ones_is() {
+fn readiness_that_most_web_pods_lose_is_not_believed() {
     let weights = |rig: &Rig| rig.service.pods().map(|pod| pod.spec.weight).collect::<Vec<_>>();
     let (mut web, mut varnish) = (Rig::new(Role::Web), Rig::new(Role::Varnish));
     let pods = |ready: usize| {

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_confirmed_soon_and_a_down_node_is_asked_at_its_own_interval() {
+    fn a_change_is_confirmed_soon_and_a_down_node_asked_at_its_own_interval() {
         let (ms, interval_down) = (Duration::from_millis, Duration::from_millis(200));
         let schedule = Schedule { interval: ms(1000), interval_down, timeout: ms(100), rise: 2, fall: 3, jitter: 0.0 };
         let expected = [1000, 1000, 100, 100, 200, 200, 100, 1000, 1000, 100, 100, 1000];

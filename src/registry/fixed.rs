@@ -6,7 +6,7 @@
 //!
 //! A name that has resolved is looked up [again](super::resolve). With another address it is still the same node: its
 //! id is that of the file, and its cursor stays. The new address may belong to another cache; without an epoch this
-//! cannot be detected, and the cache gets only the purges after the cursor (see [`VarnishSettings::epoch`]).
+//! cannot be detected, and the cache gets only the purges after the cursor (see [`VarnishSettings::epoch`](crate::fleet::VarnishSettings::epoch)).
 //!
 //! When the file changes, a node with an unchanged table is not announced again; one with a changed weight keeps its
 //! resolved address, so that a new weight never causes a new address by accident. New nodes join before removed nodes

@@ -137,7 +137,8 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
         "nodes": [
             {"role": "varnish", "id": "varnish-1", "address": fleet.varnish[0].address, "weight": 1, "share": 100, "health": "up",
              "reason": "", "state": "serving", "gets_traffic": true, "why": "", "advice": "", "inflight": 0, "source": "static",
-             "cursor": 1, "lag": 0, "lag_seconds": 0.0, "current": true, "admitted": true, "seals": false, "delivery_error": ""},
+             "cursor": 1, "lag": 0, "lag_seconds": 0.0, "current": true, "admitted": true, "seals": false, "delivery_error": "",
+             "delivery": "magento", "header_limit": 7680, "send_proxy": "off"},
             {"role": "web", "id": "web-1", "address": fleet.web[0].address, "weight": 1, "share": 100, "health": "up", "reason": "",
              "state": "serving", "gets_traffic": true, "why": "", "advice": "", "inflight": 0, "source": "static"},
         ],

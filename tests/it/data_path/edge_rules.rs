@@ -136,7 +136,7 @@ fn only_hosts_of_the_list_are_answered_for() {
     let edge = format!("{TRUSTED}\nhosts = [\"shop.test\", \"*.stores.test\", \"[::1]\"]");
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("access.log");
-    let keys = format!("[log]\naccess = \"json\"\naccess_file = {log:?}");
+    let keys = format!("[log]\nlevel = \"debug\"\nformat = \"json\"\naccess = \"json\"\naccess_file = {log:?}");
     let secure = Secure::start(&edge, &keys, vec![Upstream::echo()]);
     let (rig, plain) = (&secure.rig, secure.rig.clearcoat.edge);
     for host in ["shop.test", "SHOP.test:8080", "shop.test.", "de.stores.test", "[::1]:80"] {

@@ -64,6 +64,8 @@ fn write_commands(command: &clap::Command, folder: &Path) -> anyhow::Result<()> 
 fn configuration() -> Roff {
     let mut page = Roff::new();
     page.control("TH", ["clearcoat.toml", "5", NO_DATE, SOURCE, "clearcoat"]);
+    // Some allowed values are too long for lines that end alike.
+    page.control("ad", ["l"]);
     page.control("SH", ["NAME"]);
     page.text([roman("clearcoat.toml - the configuration of clearcoat")]);
     page.control("SH", ["DESCRIPTION"]);

@@ -228,8 +228,8 @@ fn advice_for_varnish(kind: FaultKind, address: SocketAddr) -> String {
             "Its VCL says that pages are dropped which it keeps: compare how it purges with docs/vcl.md.".to_owned()
         }
         FaultKind::OwesFlush => {
-            return "Its VCL, or the configuration, has switched off seals (docs/seal.md): it is flushed, and serves then. If that was \
-                    no intention, compare its VCL with docs/vcl.md."
+            return "Its VCL, or the configuration, has switched off seals, or no trial can tell (docs/seal.md): it is flushed, and \
+                    serves then. If that was no intention, compare its VCL with docs/vcl.md."
                 .to_owned();
         }
         FaultKind::PageUnderWay => {

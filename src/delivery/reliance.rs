@@ -38,6 +38,8 @@ struct RelyingCache {
     epoch: Option<Arc<str>>,
     /// How often it was told purges once in this process.
     told: u64,
+    /// It must be flushed ([`Reliance::OwesFlush`]).
+    owes_flush: bool,
 }
 
 impl RelyingCaches {
@@ -47,7 +49,8 @@ impl RelyingCaches {
         match caches.get_mut(node.id()).filter(|cache| is_of(cache, node)) {
             Some(cache) => cache.told += more,
             None => {
-                caches.insert(node.id().clone(), RelyingCache { epoch: node.spec.epoch().cloned(), told: more });
+                let epoch = node.spec.epoch().cloned();
+                caches.insert(node.id().clone(), RelyingCache { epoch, told: more, owes_flush: false });
             }
         }
     }
@@ -55,6 +58,24 @@ impl RelyingCaches {
     /// How often this cache was told purges once; `None` if it does not rely on seals.
     pub(super) fn told(&self, node: &Node) -> Option<u64> {
         self.0.lock().get(node.id()).filter(|cache| is_of(cache, node)).map(|cache| cache.told)
+    }
+
+    /// Records that this cache must be flushed, so that a node that is registered anew meanwhile owes it still.
+    fn owe(&self, node: &Node) {
+        if let Some(cache) = self.0.lock().get_mut(node.id()).filter(|cache| is_of(cache, node)) {
+            cache.owes_flush = true;
+        }
+    }
+
+    /// Records that it was flushed. It relies on seals still if it was told more purges once meanwhile.
+    fn pay(&self, node: &Node) {
+        if let Some(cache) = self.0.lock().get_mut(node.id()).filter(|cache| is_of(cache, node)) {
+            cache.owes_flush = false;
+        }
+    }
+
+    fn owes_flush(&self, node: &Node) -> bool {
+        self.0.lock().get(node.id()).is_some_and(|cache| is_of(cache, node) && cache.owes_flush)
     }
 
     /// Forgets this cache if it was not told a purge once since.
@@ -161,7 +182,8 @@ impl Deliveries {
         // What it owes, only its flush ends.
         if !node.live.must_be_flushed() {
             let judges = self.context.sealed.is_some() && self.context.has_trials;
-            node.live.set_reliance(if judges { Reliance::OnSeals } else { Reliance::OwesFlush });
+            let judged = judges && !self.relying.owes_flush(node);
+            node.live.set_reliance(if judged { Reliance::OnSeals } else { Reliance::OwesFlush });
         }
     }
 
@@ -183,6 +205,9 @@ impl Deliveries {
             return;
         }
         node.live.set_reliance(Reliance::OwesFlush);
+        self.relying.owe(node);
+        // Whoever waits for a trial has heard enough.
+        self.notify_progress();
         // One that would not count is sent again in its time, however often its node is tried meanwhile.
         if flush.is_wanted() && keeps_pages(node) {
             return;
@@ -209,12 +234,11 @@ impl Deliveries {
         if !(is_over || returns && self.context.sealed.is_some()) || !flush.settle(times) {
             return false;
         }
-        if is_over {
-            if node.live.must_be_flushed() {
-                self.context.slow_start.begin(node);
-            }
-            node.live.set_reliance(Reliance::No);
+        if node.live.must_be_flushed() {
+            self.context.slow_start.begin(node);
         }
+        self.relying.pay(node);
+        node.live.set_reliance(if is_over { Reliance::No } else { Reliance::OnSeals });
         self.notify_progress();
         true
     }

@@ -429,9 +429,9 @@ impl Live {
     }
 
     /// Whether an answer without a seal may come from a page that only its seal kept from readers: its cache relies on seals, and
-    /// it is not known to return them.
+    /// it is not known to return them, or was seen not to and is yet to be flushed.
     pub fn may_hide_seals(&self) -> bool {
-        self.relies_on_seals() && self.seals.returned() != ReturnsSeals::Yes
+        self.must_be_flushed() || self.relies_on_seals() && self.seals.returned() != ReturnsSeals::Yes
     }
 
     /// Records whether its cache relies on seals. Only its delivery calls this.

@@ -122,7 +122,8 @@ pub(super) async fn attempt(
         }
         bypass::ask_for_whole(&mut request.head);
     }
-    request.asked_cache = node.live.asked_cache(AskedCache::default());
+    request.asked_cache = AskedCache::default();
+    note_asked_cache(client, request, node);
     let _inflight = Inflight::begin(node);
     // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
@@ -210,9 +211,16 @@ async fn while_connecting<F: Future>(client: &Client, step: F) -> Result<F::Outp
     }
 }
 
+/// Notes what is known of a cache whose answer is judged.
+fn note_asked_cache(client: &Client, request: &mut Request, node: &Node) {
+    if client.frontend.freshness.is_some() && node.spec.role() == Role::Varnish {
+        request.asked_cache = node.live.asked_cache(request.asked_cache);
+    }
+}
+
 fn write_head(out: &mut Vec<u8>, client: &Client, request: &mut Request, node: &Node) {
     // It may be another one since it was picked.
-    request.asked_cache = node.live.asked_cache(request.asked_cache);
+    note_asked_cache(client, request, node);
     let Request { head, id, known, asked, trace, .. } = request;
     asked.clear();
     if let Some(freshness) = client.frontend.freshness.as_ref().filter(|_| node.spec.role() == Role::Varnish) {

@@ -1,6 +1,7 @@
 //! The trial of one node.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::page::{RenderedPage, TrialPage};
 use super::{Trials, UnsealedCache, Whose};
 use crate::backoff::Backoff;
-use crate::fleet::{Node, PurgeDialect, SealsShown, TrialState, VarnishSettings};
+use crate::fleet::{Node, PurgeDialect, ReturnsSeals, SealsShown, TrialState, VarnishSettings};
 use crate::purge::{Ban, compile};
 use crate::telemetry::causes;
 use crate::varnish::http::{Answer, DeliveryError, OwnPage, PurgeClient};
@@ -64,10 +65,11 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
     loop {
         node.live.trial_begins();
         let TrialVerdict { state, finding, seals } = try_node(&trials, &node, &settings).await;
-        unsaid = if seals.is_some() { 0 } else { unsaid.saturating_add(1) };
+        // Of one that is down nothing is said either way.
+        unsaid = if seals.is_some() || node.live.is_down() { 0 } else { unsaid.saturating_add(1) };
         // First: a flush of a node that carries no purges out proves nothing.
         let state = trials.publish(&node, state, &finding);
-        match seals {
+        match seals.or_else(|| after_silence(unsaid, node.live.seals.returned())) {
             Some(seals) => trials.record_seals(&node, seals),
             None if unsaid >= UNSAID => trials.treat(node.id(), UnsealedCache::GiveUp),
             None => {}
@@ -79,18 +81,26 @@ pub(super) async fn run(trials: Arc<Trials>, node: Arc<Node>, settings: VarnishS
             TrialState::Passed | TrialState::Untried => AGAIN_PASSED,
         };
         let ended = Instant::now();
+        let is_asked = AtomicBool::new(false);
         let questioned = async {
             question.notified().await;
+            is_asked.store(true, Ordering::Relaxed);
             let pause = if questions == 0 { Duration::ZERO } else { AFTER_QUESTION.bound(questions) };
             sleep_until(ended + pause).await;
         };
         questions = tokio::select! {
             () = wake.notified() => 0,
             () = questioned => questions.saturating_add(1),
-            // None was asked all the time.
-            () = sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())) => 0,
+            // The trial answers the question, if there is one.
+            () = sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())) => if is_asked.load(Ordering::Relaxed) { questions } else { 0 },
         };
     }
+}
+
+/// What so many trials in a row show that said nothing of seals: a node that `returned` them has ceased to, whatever becomes of our
+/// page there.
+fn after_silence(unsaid: u32, returned: ReturnsSeals) -> Option<SealsShown> {
+    (unsaid >= UNSAID && returned == ReturnsSeals::Yes).then_some(SealsShown::NotReturned)
 }
 
 /// What a trial says of a node.
@@ -219,5 +229,22 @@ impl Trial<'_> {
         let OwnPage { status, seal, body } = asked;
         let page = RenderedPage::read(&body).filter(|_| status == 200);
         Ok(page.map(|page| NodeAnswer { page, seal }).ok_or(status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_returned_seals_and_shows_none_for_three_trials_has_ceased_to() {
+        for (unsaid, returned, shown) in [
+            (UNSAID - 1, ReturnsSeals::Yes, None),
+            (UNSAID, ReturnsSeals::Yes, Some(SealsShown::NotReturned)),
+            (UNSAID, ReturnsSeals::Unknown, None),
+            (UNSAID, ReturnsSeals::No, None),
+        ] {
+            assert_eq!(after_silence(unsaid, returned), shown, "{unsaid} {returned:?}");
+        }
     }
 }

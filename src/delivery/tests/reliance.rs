@@ -138,7 +138,7 @@ async fn a_node_that_is_registered_anew_owes_its_flush_still() {
     let again = Arc::new(Node::new(rig.node.spec.clone(), Arc::default(), 2));
     rig.deliveries.start(&again, again.spec.varnish.as_ref().unwrap());
     let may_serve = || rig.deliveries.context.fence.admits(&again.live);
-    assert!(again.live.may_hide_seals());
+    assert!(again.live.may_hide_seals() && again.live.must_be_flushed(), "before any trial of it");
     again.live.seals.record_trial(SealsShown::NotReturned);
     rig.deliveries.distrust(again.id());
     page.taken(Instant::now());
@@ -183,6 +183,40 @@ async fn what_a_node_owes_a_mended_vcl_does_not_pay() {
     // It returns them now: what it stored without one meanwhile is there still.
     rig.node.live.seals.record_trial(SealsShown::Returned);
     assert!(!may_serve(&rig) && rig.node.live.must_be_flushed());
+}
+
+#[tokio::test]
+async fn a_node_whose_flush_counts_after_more_purges_once_relies_on_seals() {
+    let rig = relying(Arc::new(memory())).await;
+    rig.node.live.set_trial(TrialState::Failed);
+    shown(&rig, SealsShown::NotPurged);
+    rig.until_told(FLUSH, 1).await;
+    let state = Arc::clone(&rig.deliveries.nodes.get(rig.node.id()).unwrap().state);
+    let begun = (state.wanted_flush.times(), rig.deliveries.relying.told(&rig.node));
+    // It keeps pages: no other flush is wanted for that.
+    rig.deliveries.note_told_once(&rig.node, &state.wanted_flush);
+    rig.node.live.set_trial(TrialState::Passed);
+    rig.node.live.seals.record_trial(SealsShown::Returned);
+    assert!(!may_serve(&rig));
+    assert!(rig.deliveries.settle_flush(&rig.node, &state.wanted_flush, begun));
+    assert!(may_serve(&rig) && rig.node.live.relies_on_seals());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_verdict_is_told_that_the_cache_must_be_flushed() {
+    let rig = relying(Arc::new(memory())).await;
+    rig.deliveries.stop(rig.node.id());
+    let live = Arc::default();
+    let again = Arc::new(Node::new(rig.node.spec.clone(), Arc::clone(&live), 2));
+    rig.deliveries.start(&again, again.spec.varnish.as_ref().unwrap());
+    let page = crate::seal::StalePage::unsealed(live.cursor(), (b"shop.test", b"/"), live.cursor());
+    let deliveries = Arc::clone(&rig.deliveries);
+    let (id, forever) = (again.id().clone(), Duration::from_secs(3600));
+    let waits = tokio::spawn(async move { deliveries.refresh(&id, page, forever).await });
+    // It waits by now: all else is done.
+    tokio::task::yield_now().await;
+    rig.deliveries.give_up_on_seals(again.id());
+    assert!(!tokio::time::timeout(PATIENCE, waits).await.unwrap().unwrap());
 }
 
 #[tokio::test]

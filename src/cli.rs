@@ -94,7 +94,11 @@ impl Cli {
 
 /// Runs a command that talks to a running clearcoat. One thread is plenty.
 fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    // Dropping the runtime would wait for a DNS lookup or a file that is under way.
+    runtime.shutdown_background();
+    result
 }
 
 /// A node id as an argument.

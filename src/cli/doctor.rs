@@ -25,7 +25,7 @@ use anyhow::{anyhow, bail};
 
 use super::http::Endpoint;
 use super::{ConfigFile, block_on, node_id};
-use crate::config::{Config, RegistryKind};
+use crate::config::{Config, RegistryKind, StaticNode};
 use crate::fleet::{NodeId, NodeKey};
 use finding::{DoctorReport, Finding};
 use node::{NodeResult, NodeTarget};
@@ -106,12 +106,13 @@ impl Doctor {
         let looked: Vec<_> = looked.collect();
         let mut unmanaged = Vec::new();
         for ((role, id), task) in looked {
-            let NodeResult { answers, is_unmanaged, findings: found } = task.await?;
+            let NodeResult { is_unmanaged, findings: found, .. } = task.await?;
+            let is_ill = found.iter().any(Finding::is_error);
             findings.extend(found);
             unmanaged.extend(is_unmanaged.then(|| id.to_string()));
             let known = running.iter().flat_map(|running| running.nodes().iter().map(move |node| (running, node)));
             for (running, node) in known.filter(|(_, node)| (node.role, &node.id) == (role, &id)) {
-                findings.extend(running.findings_of(node, answers));
+                findings.extend(running.findings_of(node, is_ill));
             }
         }
         findings.extend(not_managed(&unmanaged));
@@ -124,8 +125,12 @@ fn targets(config: &Config, running: Option<&RunningClearcoat>) -> Vec<NodeTarge
     let configured: BTreeSet<NodeKey> = config.nodes.iter().map(|node| (node.role, node.id.clone())).collect();
     let registered = running.iter().flat_map(|running| running.nodes());
     let registered = registered.filter(|node| !configured.contains(&(node.role, node.id.clone())));
-    let registered = registered.filter_map(|node| Some(NodeTarget::registered(node.spec(config)?, config)));
-    config.nodes.iter().map(|node| NodeTarget::configured(node, config)).chain(registered).collect()
+    let registered = registered.filter_map(|node| Some(NodeTarget::registered(node.spec(config)?)));
+    let in_use = |wanted: &StaticNode| {
+        let mut nodes = running.iter().flat_map(|running| running.nodes());
+        nodes.find(|node| (node.role, &node.id) == (wanted.role, &wanted.id))?.address()
+    };
+    config.nodes.iter().map(|node| NodeTarget::configured(node, in_use(node), config)).chain(registered).collect()
 }
 
 /// Where the clearcoat of this configuration shows its state. `None` if its port is chosen at the start.

@@ -23,8 +23,6 @@ const MAX_TEXT: usize = 16 << 20;
 const OK: u16 = 200;
 /// The same, with a text that was cut at `cli_limit`.
 const TRUNCATED: u16 = 201;
-/// What varnishd writes at the end of a text that it has cut (cli_serve.c).
-const CUT_HERE: &str = "\n[response was truncated]\n";
 /// It wants to be shown that we have its secret.
 const AUTHENTICATE: u16 = 107;
 /// It ends the connection: also the answer to a proof with another secret.
@@ -43,7 +41,7 @@ pub struct ManagementPort {
 /// The answer to a command that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandAnswer {
-    /// The text; without the remark of varnishd if it was cut.
+    /// The text; its whole lines if it was cut.
     pub text: String,
     /// varnishd has cut it at its `cli_limit` (48 KiB unless configured): what follows is not known.
     pub is_truncated: bool,
@@ -148,9 +146,8 @@ fn accepted(status: u16, mut text: String) -> Result<CommandAnswer, ManagementEr
     match status {
         OK => Ok(CommandAnswer { text, is_truncated: false }),
         TRUNCATED => {
-            // The line before the remark may have been cut within.
-            let end = text.strip_suffix(CUT_HERE).map_or(text.len(), str::len);
-            text.truncate(text[..end].rfind('\n').map_or(0, |at| at + 1));
+            // The last line may have been cut within.
+            text.truncate(text.rfind('\n').map_or(0, |at| at + 1));
             Ok(CommandAnswer { text, is_truncated: true })
         }
         _ => Err(ManagementError::Refused { status, text: text.trim_end().to_owned() }),
@@ -245,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_varnishd_has_cut_has_whole_lines_alone_and_says_that_it_is_cut() {
-        let cut = "Present bans:\n1795858128.185205     0 -  req.url ~ y1\n17958581\n[response was truncated]\n";
+        let cut = "Present bans:\n1795858128.185205     0 -  req.url ~ y1\n17958581";
         let answer = accepted(201, cut.to_owned()).unwrap();
         assert!(answer.is_truncated);
         assert_eq!(answer.text, "Present bans:\n1795858128.185205     0 -  req.url ~ y1\n");

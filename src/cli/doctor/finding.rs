@@ -73,6 +73,10 @@ impl Finding {
         Finding { change: change.into(), ..self }
     }
 
+    pub(super) fn is_error(&self) -> bool {
+        self.severity == FindingSeverity::Error
+    }
+
     /// About this node.
     pub(super) fn of(self, role: Role, id: &NodeId) -> Self {
         Finding { role: Some(role), id: Some(id.clone()), ..self }

@@ -61,7 +61,10 @@ pub(super) enum NotManaged {
 impl ManagedVarnish {
     /// Asks everything.
     pub(super) async fn ask(access: &ManagementAccess) -> Result<Self, NotManaged> {
-        let secret = access.secret_file.as_deref().map(read_secret).transpose()?;
+        let secret = match access.secret_file.as_deref() {
+            Some(file) => Some(read_secret(file).await?),
+            None => None,
+        };
         let mut port = ManagementPort::connect(access.address.as_str(), secret.as_deref(), STEP).await?;
         let mut said = ManagedVarnish::default();
         // First what the manager knows: a worker that hangs answers nothing, and then neither does the manager.
@@ -165,13 +168,22 @@ impl ManagedVarnish {
         Duration::try_from_secs_f64((now as f64 - oldest).max(0.0)).ok()
     }
 
+    /// The list begins with the newest, so what was cut off is older still.
+    fn has_cut_bans(&self) -> bool {
+        self.truncated.contains(&"ban.list")
+    }
+
+    /// How many are to be worked off, and for how long the oldest of them is; `None` if there is none.
+    fn work(&self) -> Option<String> {
+        let age = humantime::format_duration(Duration::from_secs(self.oldest()?.as_secs()));
+        let least = if self.has_cut_bans() { "at least " } else { "" };
+        let count = self.to_work_off().count();
+        Some(format!("{least}{count} bans are to be worked off, the oldest for {least}{age}"))
+    }
+
     fn ban_findings(&self) -> Option<Finding> {
         let (count, oldest) = (self.to_work_off().count(), self.oldest().unwrap_or_default());
-        if count <= MANY_BANS && oldest <= OLD_BAN {
-            return None;
-        }
-        let age = humantime::format_duration(Duration::from_secs(oldest.as_secs()));
-        let what = format!("{count} bans are to be worked off, the oldest for {age}");
+        let what = self.work().filter(|_| count > MANY_BANS || oldest > OLD_BAN || self.has_cut_bans())?;
         let why =
             "A page is tested against every ban that is newer than its last test: hits cost CPU, and the list grows.";
         let change = "ban on obj.* alone, as the VCL of `clearcoat vcl` does: bans on req.* stay until the last page before them is \
@@ -185,12 +197,8 @@ impl ManagedVarnish {
         let worker = self.worker.map_or_else(|| "no worker".to_owned(), |pid| format!("worker {pid}"));
         let vcl = self.vcl.as_deref().unwrap_or("unknown");
         let kind = self.vcl_kind().map(|kind| format!(" ({kind})")).unwrap_or_default();
-        let mut what = format!("{version}, {worker}; VCL {vcl}{kind}; {} bans", self.bans.len());
-        if let Some(oldest) = self.oldest() {
-            let age = humantime::format_duration(Duration::from_secs(oldest.as_secs()));
-            what.push_str(&format!(", {} to be worked off, the oldest for {age}", self.to_work_off().count()));
-        }
-        Finding::info("varnishd", what)
+        let work = self.work().map(|work| format!("; {work}")).unwrap_or_default();
+        Finding::info("varnishd", format!("{version}, {worker}; VCL {vcl}{kind}{work}"))
     }
 }
 
@@ -221,8 +229,12 @@ impl NotManaged {
     }
 }
 
-fn read_secret(file: &Path) -> Result<Vec<u8>, NotManaged> {
-    std::fs::read(file).map_err(|error| NotManaged::Secret(file.to_owned(), error))
+/// Whoever waits for this has a limit: a file may be a pipe, or on a volume that hangs.
+async fn read_secret(file: &Path) -> Result<Vec<u8>, NotManaged> {
+    let unreadable = |error| NotManaged::Secret(file.to_owned(), error);
+    let wanted = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(wanted)).await;
+    read.map_err(std::io::Error::other).and_then(|read| read).map_err(unreadable)
 }
 
 /// By how much a clock is ahead of ours that says this, in seconds since 1970.

@@ -20,7 +20,7 @@ use super::managed::{ManagedVarnish, ManagementAccess, NotManaged, seconds_ahead
 use super::parameters::ParameterContext;
 use crate::admin::advice_for;
 use crate::config::{Config, StaticNode, reveal};
-use crate::fleet::{FaultKind, NodeFault, NodeId, NodeSpec, PurgeDialect, Role, SendProxy, VarnishSettings, Verdict};
+use crate::fleet::{NodeId, NodeSpec, PurgeDialect, Role, SendProxy, VarnishSettings, Verdict};
 use crate::http_client::{self, HttpConnection};
 use crate::probe::Probe;
 use crate::proxy_protocol;
@@ -31,8 +31,8 @@ use crate::varnish::management::ManagementError;
 /// For a name, and for each request.
 const STEP: Duration = Duration::from_millis(1500);
 
-/// For all that is asked of a node at its port for HTTP, and at its management port.
-const NODE_LIMIT: Duration = Duration::from_secs(5);
+/// For all that is asked at a management port.
+const MANAGEMENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// In bytes. The answer to a purge is a line.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -53,8 +53,8 @@ pub(super) struct NodeTarget {
 enum NodePlace {
     /// Its address is known.
     Known(Box<NodeSpec>),
-    /// It is in the configuration, by a name or an address.
-    Configured(Box<StaticNode>),
+    /// It is in the configuration, by a name or an address; a running clearcoat may have it at this one.
+    Configured(Box<StaticNode>, Option<SocketAddr>),
 }
 
 /// What is configured of its management port.
@@ -77,8 +77,8 @@ pub(super) struct NodeResult {
 }
 
 impl NodeTarget {
-    /// A node of the configuration.
-    pub(super) fn configured(node: &StaticNode, config: &Config) -> Self {
+    /// A node of the configuration. `in_use` is the address at which a running clearcoat has it.
+    pub(super) fn configured(node: &StaticNode, in_use: Option<SocketAddr>, config: &Config) -> Self {
         let mut management = Management::of_fleet(config);
         management.secret_file = node.management_secret_file.clone().or(management.secret_file);
         let secret_file = management.secret_file.clone();
@@ -86,15 +86,16 @@ impl NodeTarget {
         NodeTarget {
             role: node.role,
             id: node.id.clone(),
-            place: NodePlace::Configured(Box::new(node.clone())),
+            place: NodePlace::Configured(Box::new(node.clone()), in_use),
             management,
         }
     }
 
-    /// A node of a registry.
-    pub(super) fn registered(spec: NodeSpec, config: &Config) -> Self {
-        let (role, id, management) = (spec.role(), spec.id.clone(), Management::of_fleet(config));
-        NodeTarget { role, id, place: NodePlace::Known(Box::new(spec)), management }
+    /// A node of a registry. Its management port is not asked: whoever may write a record would have our proof sent to himself,
+    /// for a challenge of any varnishd.
+    pub(super) fn registered(spec: NodeSpec) -> Self {
+        let (role, id) = (spec.role(), spec.id.clone());
+        NodeTarget { role, id, place: NodePlace::Known(Box::new(spec)), management: Management::default() }
     }
 
     /// Looks at it.
@@ -113,14 +114,16 @@ impl NodeTarget {
     }
 
     async fn spec(&self, config: &Config) -> Result<NodeSpec, String> {
-        let node = match &self.place {
+        let (node, in_use) = match &self.place {
             NodePlace::Known(spec) => return Ok(NodeSpec::clone(spec)),
-            NodePlace::Configured(node) => node,
+            NodePlace::Configured(node, in_use) => (node, *in_use),
         };
         let found = timeout(STEP, tokio::net::lookup_host(node.address.as_str())).await;
-        let mut addresses =
-            found.map_err(|_| format!("no answer within {STEP:?}"))?.map_err(|error| error.to_string())?;
-        let mut spec = node.spec(addresses.next().ok_or_else(|| "none".to_owned())?);
+        let addresses = found.map_err(|_| format!("no answer within {STEP:?}"))?.map_err(|error| error.to_string())?;
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        // As long as a name has the address that is in use, clearcoat keeps that.
+        let kept = in_use.filter(|address| addresses.contains(address));
+        let mut spec = node.spec(kept.or_else(|| addresses.first().copied()).ok_or_else(|| "none".to_owned())?);
         if let Some(settings) = &mut spec.varnish {
             settings.headers = settings.headers.over(&config.purge.headers);
         }
@@ -133,8 +136,8 @@ impl NodeTarget {
         let managed = async {
             match &access {
                 Some(access) => {
-                    let asked = timeout(NODE_LIMIT, ManagedVarnish::ask(access)).await;
-                    Some(asked.unwrap_or(Err(NotManaged::Port(ManagementError::Timeout(NODE_LIMIT)))))
+                    let asked = timeout(MANAGEMENT_LIMIT, ManagedVarnish::ask(access)).await;
+                    Some(asked.unwrap_or(Err(NotManaged::Port(ManagementError::Timeout(MANAGEMENT_LIMIT)))))
                 }
                 None => None,
             }
@@ -196,12 +199,9 @@ impl NodeResult {
 
 /// Its health check, as clearcoat makes it.
 async fn check(spec: &NodeSpec, config: &Config) -> NodeResult {
-    let silent = || {
-        let text = format!("no answer within {NODE_LIMIT:?}");
-        Verdict::Failed(NodeFault::new(FaultKind::Silent, text))
-    };
     let role = spec.role();
-    match timeout(NODE_LIMIT, Probe::new(spec, &config.health).once()).await.unwrap_or_else(|_| silent()) {
+    // It has a timeout of its own, which is configured.
+    match Probe::new(spec, &config.health).once().await {
         Verdict::Passed => NodeResult { answers: true, is_unmanaged: false, findings: Vec::new() },
         Verdict::NotAsked(why) => NodeResult::unwell(
             Finding::warning("not-asked", format!("it could not be asked from here: {why}"))

@@ -52,7 +52,7 @@ pub(super) struct RunningNode {
     pub(super) role: Role,
     pub(super) id: NodeId,
     /// Of a name that does not resolve: the name.
-    pub(super) address: String,
+    address: String,
     state: String,
     gets_traffic: bool,
     #[serde(default)]
@@ -120,10 +120,10 @@ impl RunningClearcoat {
         findings
     }
 
-    /// What is wrong with this node; `answers` if it answered us well.
-    pub(super) fn findings_of(&self, node: &RunningNode, answers: bool) -> Vec<Finding> {
+    /// What is wrong with this node; `is_ill` if an error of it was found from here.
+    pub(super) fn findings_of(&self, node: &RunningNode, is_ill: bool) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let is_told = ["untrusted", "drained"].contains(&node.state.as_str()) || !answers;
+        let is_told = ["untrusted", "drained"].contains(&node.state.as_str()) || is_ill;
         if !node.gets_traffic && !is_told {
             let finding = Finding::error("no-traffic", format!("it gets no traffic: {}", node.why));
             findings.push(finding.why("The others serve its readers, or nobody does.").change(&node.advice));
@@ -164,10 +164,14 @@ impl RunningNode {
         };
         Some(finding)
     }
+    /// Where it is; `None` if its name does not resolve.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.address.parse().ok()
+    }
 
     /// The node as it is checked; `None` if its name has no address.
     pub(super) fn spec(&self, config: &Config) -> Option<NodeSpec> {
-        let mut spec = NodeSpec::new(self.role, self.id.clone(), self.address.parse::<SocketAddr>().ok()?);
+        let mut spec = NodeSpec::new(self.role, self.id.clone(), self.address()?);
         if let Some(settings) = &mut spec.varnish {
             settings.delivery = self.delivery.unwrap_or(settings.delivery);
             settings.header_limit = self.header_limit.unwrap_or(settings.header_limit);
@@ -213,11 +217,11 @@ mod tests {
     fn what_clearcoat_knows_is_told_once() {
         let running = running("# HELP x y\nprocess_max_fds 1024\nclearcoat_unsealed_answers_total{node=\"v1\"} 3\n");
         assert_eq!(names(&running.findings()), ["problem", "few-open-files"]);
-        let of = |at: usize, answers| names(&running.findings_of(&running.nodes()[at], answers));
-        assert_eq!(of(0, true), ["trial-failed", "unsealed-answers"]);
-        assert_eq!(of(1, true), ["no-seals"]);
-        assert_eq!(of(2, true), ["no-traffic"]);
-        assert!(of(2, false).is_empty());
+        let of = |at: usize, is_ill| names(&running.findings_of(&running.nodes()[at], is_ill));
+        assert_eq!(of(0, false), ["trial-failed", "unsealed-answers"]);
+        assert_eq!(of(1, false), ["no-seals"]);
+        assert_eq!(of(2, false), ["no-traffic"]);
+        assert!(of(2, true).is_empty());
     }
 
     #[test]

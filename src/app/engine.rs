@@ -102,15 +102,7 @@ impl Engine {
         deliveries.show_unsealable();
         recall(&*journal, &guard);
         let trials = Arc::new(Trials::new(config.health.web.host.as_deref(), Arc::clone(&guard), Arc::clone(&metrics)));
-        let caches = Arc::clone(&deliveries);
-        trials.on_unsealed(move |node, unsealed| match unsealed {
-            UnsealedCache::Distrust => caches.distrust(node),
-            UnsealedCache::Empty => caches.empty(node),
-            UnsealedCache::Believe => caches.notify_progress(),
-            UnsealedCache::GiveUp => caches.give_up_on_seals(node),
-        });
-        let tried = Arc::downgrade(&trials);
-        deliveries.on_seen_elsewhere(move |node| tried.upgrade().into_iter().for_each(|trials| trials.wake(node)));
+        connect(&trials, &deliveries);
         let has_disk = config.journal.kind != JournalKind::Memory;
         let path = has_disk.then(|| config.journal.path.join("overrides.json"));
         let overrides = OverrideStore::open(etcd.clone(), path).await;
@@ -237,4 +229,17 @@ async fn open_journal(
         NamedStore::Disk(disk) => Arc::new(disk),
     };
     Ok(OpenJournal { journal, shared: None, answered: None })
+}
+
+/// Has what trials show of seals treated by deliveries, and what other clearcoats see of caches tried here.
+fn connect(trials: &Arc<Trials>, deliveries: &Arc<Deliveries>) {
+    let caches = Arc::clone(deliveries);
+    trials.on_unsealed(move |node, unsealed| match unsealed {
+        UnsealedCache::Distrust => caches.distrust(node),
+        UnsealedCache::Empty => caches.empty(node),
+        UnsealedCache::Believe => caches.notify_progress(),
+        UnsealedCache::GiveUp => caches.give_up_on_seals(node),
+    });
+    let tried = Arc::downgrade(trials);
+    deliveries.on_seen_elsewhere(move |node| tried.upgrade().into_iter().for_each(|trials| trials.wake(node)));
 }

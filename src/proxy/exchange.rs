@@ -220,7 +220,7 @@ fn take_head(
     if client.frontend.is_purge(&request.head) {
         let notice = client.frontend.leave_notice.as_ref().filter(|_| request.head.path() == PROBE_PATH.as_bytes());
         request.trace.is_own = notice.is_some();
-        let is_leaving = notice.is_some_and(|notice| notice.probe());
+        let is_leaving = notice.is_some_and(|notice| notice.refuses_probe());
         return Err(if is_leaving { Failure::Leaving } else { Failure::PurgeMethod });
     }
     if request.head.method == Method::Unsupported {

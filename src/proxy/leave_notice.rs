@@ -32,7 +32,7 @@ impl Default for LeaveNotice {
 
 impl LeaveNotice {
     /// A Varnish asks whether this clearcoat is there. Returns whether it is refused.
-    pub(super) fn probe(&self) -> bool {
+    pub(super) fn refuses_probe(&self) -> bool {
         self.asked.store(self.now() + 1, Relaxed);
         self.refuses.load(Relaxed)
     }

@@ -40,8 +40,10 @@ WORKDIR /src
 COPY . .
 # With the list of all crates inside (.dep-v0), for scanners. Without debug information, but with the names that a backtrace needs.
 RUN cargo auditable build --release --locked --bin clearcoat && strip --strip-debug target/release/clearcoat
+RUN deploy/third-party.sh >target/third-party.txt
 
 FROM frame
 # Debian's slim image has no CA certificates; the Rust image has.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /src/target/release/clearcoat /usr/local/bin/clearcoat
+COPY --from=build /src/target/third-party.txt /usr/share/doc/clearcoat/third-party.txt

@@ -22,6 +22,7 @@ mkdir -p "$stage"/{completions,doc}
 # What users read; plan.md is for those who go on with the work.
 cp docs/*.md docs/*.png docs/openapi.json "$stage/doc"
 rm "$stage/doc/plan.md"
+deploy/third-party.sh | gzip -9 --no-name >"$stage/doc/third-party.gz"
 gzip -9 --no-name --stdout CHANGELOG.md >"$stage/doc/changelog.gz"
 gzip -9 --no-name "$stage"/man?/*
 # The time of the commit, so that one commit makes one package.

@@ -64,6 +64,7 @@ case $how in
 
         deploy/build-binary.sh
         strip --strip-debug -o "$work/clearcoat" "${CARGO_TARGET_DIR:-target}/release/clearcoat"
+        deploy/third-party.sh >"$work/third-party.txt"
 
         if [ -z "$run_base" ]; then
             run_base=clearcoat-base:$$
@@ -71,7 +72,7 @@ case $how in
             deploy/base-image.sh "$run_base"
         fi
         docker build --quiet --target frame --build-arg RUN_BASE="$run_base" -t "$frame" . >/dev/null
-        printf 'FROM %s\nCOPY clearcoat /usr/local/bin/clearcoat\n' "$frame" |
+        printf 'FROM %s\nCOPY clearcoat /usr/local/bin/clearcoat\nCOPY third-party.txt /usr/share/doc/clearcoat/\n' "$frame" |
             docker build --quiet "${labels[@]}" -t "$image" -f - "$work" >/dev/null
         ;;
     *)

@@ -64,7 +64,11 @@ test_contents() {
     done
     docker create --name "$name-other" "$image" >/dev/null
     docker cp "$name-other:/usr/local/bin/clearcoat" "$work/clearcoat"
+    docker cp "$name-other:/usr/share/doc/clearcoat/third-party.txt" "$work/third-party"
     docker rm --volumes "$name-other" >/dev/null
+    for text in 'tokio 1' 'University of Cambridge' 'Redistributions in binary form'; do
+        grep -qF "$text" "$work/third-party" || fail "the licences of others are without: $text"
+    done
     # Where cargo-auditable could not be had, the build has said so.
     if readelf --section-headers --wide "$work/clearcoat" | grep -qF .dep-v0; then
         objcopy --dump-section .dep-v0="$work/crates" "$work/clearcoat" "$work/copy"

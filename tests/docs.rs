@@ -107,10 +107,44 @@ fn what_a_page_links_to_is_there() {
         let text = document(&page);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(&page).parent().unwrap().to_owned();
         for link in links(&text) {
-            let path = link.split('#').next().unwrap();
-            assert!(link.starts_with("http") || path.is_empty() || folder.join(path).exists(), "{page}: {link}");
+            if link.starts_with("http") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
+            assert!(path.is_empty() || folder.join(path).exists(), "{page}: {link}");
+            if let Some(anchor) = anchor {
+                let linked =
+                    if path.is_empty() { text.clone() } else { std::fs::read_to_string(folder.join(path)).unwrap() };
+                assert!(anchors(&linked).any(|there| there == anchor), "{page}: {link} leads to no heading");
+            }
         }
     }
+}
+
+/// The anchors of the headings of a page, which have no links in them, as mdBook and GitHub make them.
+fn anchors(text: &str) -> impl Iterator<Item = String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    headings.map(|heading| {
+        let kept = heading.chars().filter(|&c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+    })
+}
+
+#[test]
+fn a_heading_has_the_anchor_that_books_give_it() {
+    let text = "# `clearcoat doctor`, and a port\ntext\n## What is *not* done: 2 things\n";
+    assert_eq!(anchors(text).collect::<Vec<_>>(), ["clearcoat-doctor-and-a-port", "what-is-not-done-2-things"]);
+}
+
+#[test]
+fn each_alert_has_its_paragraph_in_the_runbook() {
+    let (rules, mut alerts) = (document("deploy/prometheus/rules.yml"), 0);
+    for runbook in rules.lines().filter_map(|line| line.trim().strip_prefix("runbook: ")) {
+        let (page, anchor) = runbook.split_once('#').unwrap();
+        assert!(anchors(&document(page)).any(|there| there == anchor), "{runbook} leads to no heading");
+        alerts += 1;
+    }
+    assert_eq!(alerts, rules.matches("- alert: ").count());
 }
 
 /// Where a page says that something else stands.

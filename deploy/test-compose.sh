@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs compose.yaml, and does to it what happens to a shop: Varnish and web are scaled up and down, containers are killed, paused,
 # cut off from the network, clearcoats are recreated with other addresses. All the while 200 pages a second are read and five
-# products are saved and purged, by clients inside the network (deploy/compose/checker.php): none may be refused, none stale.
+# products are saved and purged, by clients inside the network (deploy/compose/checker.php): none may be refused, none stale. While
+# clearcoats are restarted, reloaded and recreated, uploads of 20 s are under way: none may be cut.
 #
 # What no fleet can hide is a clearcoat that is itself killed, paused or cut off, from those connected to it. Then, and at
 # no other time, the clients ask the other one, as a balancer would.
@@ -119,9 +120,12 @@ end_clients() {
     in_load ': >/tmp/stop'
     local code
     code=$(timeout 60 docker wait "$load") || fail "the clients do not end"
-    say "$(docker logs "$load" 2>&1 | tail -n 1)"
+    local total
+    total=$(docker logs "$load" 2>&1 | tail -n 1)
+    say "$total"
     clients=none
-    [ "$code" = 0 ] || fail "a page was refused or stale, or too few were read"
+    if ! [[ $total =~ '"uploads":'([0-9]+) ]] || [ "${BASH_REMATCH[1]}" -lt 9 ]; then fail "too few uploads"; fi
+    [ "$code" = 0 ] || fail "a page was refused or stale, an upload was cut, or too few were read"
 }
 
 scale() { quietly compose up --detach --no-recreate --scale varnish="$1" --scale web="$2"; }
@@ -232,14 +236,22 @@ eventually "every Varnish has found it" vcl_is_current
 no_excuse
 in_load 'rm /tmp/cut-off'
 
+in_load ': >/tmp/uploads'
+say "both are reloaded each second"
+for _ in {1..10}; do
+    docker kill --signal HUP "$(container clearcoat-1)" "$(container clearcoat-2)" >/dev/null
+    sleep 1
+done
+whole 3 2
 for number in 1 2; do
-    say "clearcoat-$number is recreated with another address"
+    say "clearcoat-$number is ended by SIGTERM, and recreated with another address"
     excuse
     recreate $number
     whole 3 2
     eventually "every Varnish has found it" vcl_is_current
     no_excuse
 done
+in_load 'rm /tmp/uploads'
 end_clients
 say "docker-compose down"
 # It has a volume of the project.

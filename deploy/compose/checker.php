@@ -5,12 +5,16 @@
  *
  *   php8.2 checker.php RATE READERS PURGES-A-SECOND CLEARCOAT...      until there is /tmp/stop
  *
+ * While there is /tmp/uploads, three clients upload as well, each for UPLOADING seconds and then again.
+ *
  * - refused: a status that is not 200, or no answer from any clearcoat. A purge that is answered 503 was not accepted, and says
  *   when to send it again (Retry-After): it is, and refused only if it never is accepted.
  * - stale: a page older than the version whose purge was answered before the page was asked for.
  * - A connection to a clearcoat that fails is refused, too, unless there is /tmp/excused: while a clearcoat itself is killed, cut
  *   off or paused, nobody but its clients can help. They ask the other one then, as a balancer would (retried). One that reaches
  *   nobody can but say so: while there is /tmp/cut-off, a 502, 503 or 504 is asked of the other one as well.
+ *
+ * - cut: an upload that was begun and is not answered with what was sent, whatever happened meanwhile. None is excused.
  *
  * Prints each failure, and a line of JSON at the end. Ends with 1 if anything failed, or too little was done.
  */
@@ -22,6 +26,10 @@ const STATE = '/tmp/checker';
 /** Seconds for a connection, and for an answer: a page that a web node was paused over is asked for elsewhere first. */
 const CONNECTING = 3;
 const ANSWERING = 15;
+/** The time that an upload takes, in seconds, and its parts. */
+const UPLOADING = 20;
+const PARTS = 40;
+const UPLOADERS = 3;
 
 [, $rate, $readers, $purges] = $argv;
 $clearcoats = array_slice($argv, 4);
@@ -88,7 +96,7 @@ function say(string $line): void
 /** Calls `act` this often a second, until there is /tmp/stop; notes what it counted. */
 function paced(float $rate, int $number, callable $act): void
 {
-    $counts = ['reads' => 0, 'purged' => 0, 'not accepted' => 0, 'retried' => 0, 'refused' => 0, 'stale' => 0];
+    $counts = array_fill_keys(['reads', 'purged', 'not accepted', 'retried', 'refused', 'stale', 'uploads', 'cut'], 0);
     mt_srand($number);
     for ($next = microtime(true); !is_there('/tmp/stop'); $next += 1 / $rate) {
         $pause = $next - microtime(true);
@@ -142,7 +150,49 @@ function save_a_product(array $clearcoats, array &$counts): void
     }
 }
 
+/** Sends an upload slowly, if uploads are wanted. */
+function upload(array $clearcoats, array &$counts): void
+{
+    if (!is_there('/tmp/uploads')) {
+        return;
+    }
+    shuffle($clearcoats);
+    foreach ($clearcoats as $host) {
+        $stream = @stream_socket_client("tcp://$host:8080", $code, $reason, CONNECTING);
+        if ($stream !== false || !is_there('/tmp/excused')) {
+            break;
+        }
+        $counts['retried']++;
+    }
+    if ($stream === false) {
+        $counts['refused']++;
+        say("refused: an upload: connecting to $host failed: $reason");
+        return;
+    }
+    $part = random_bytes(8192);
+    $body = str_repeat($part, PARTS);
+    fwrite($stream, "POST /upload HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nContent-Length: " . strlen($body) . "\r\n\r\n");
+    for ($sent = 0; $sent < PARTS; $sent++) {
+        @fwrite($stream, $part);
+        usleep((int) (UPLOADING * 1e6 / PARTS));
+    }
+    stream_set_timeout($stream, ANSWERING);
+    $answer = (string) @stream_get_contents($stream);
+    fclose($stream);
+    $counts['uploads']++;
+    if (!str_starts_with($answer, 'HTTP/1.1 200 ') || !str_ends_with($answer, strlen($body) . ' ' . md5($body) . "\n")) {
+        $counts['cut']++;
+        say("cut: an upload to $host: " . json_encode($answer));
+    }
+}
+
 @mkdir(STATE);
+for ($number = 1; $number <= UPLOADERS; $number++) {
+    if (pcntl_fork() === 0) {
+        paced(1, $readers + $number, fn (&$counts) => upload($clearcoats, $counts));
+        exit(0);
+    }
+}
 for ($number = 0; $number <= (int) $readers; $number++) {
     if (pcntl_fork() === 0) {
         $number === 0
@@ -163,4 +213,4 @@ foreach (glob(STATE . '/counts-*') as $file) {
 echo json_encode($total), "\n";
 // A reader that met nothing because it read nothing proves nothing.
 $enough = $total['reads'] >= $total['seconds'] * $rate / 4 && $total['purged'] >= $total['seconds'] * $purges / 4;
-exit($enough && $total['refused'] === 0 && $total['stale'] === 0 ? 0 : 1);
+exit($enough && $total['refused'] + $total['stale'] + $total['cut'] === 0 ? 0 : 1);

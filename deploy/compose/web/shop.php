@@ -7,6 +7,7 @@
  *   GET  /               the products
  *   GET  /product/N      one of them
  *   POST /product/N      saves it, and says what the purge answered
+ *   POST /upload         says how long the body was, and its MD5
  */
 declare(strict_types=1);
 
@@ -79,6 +80,10 @@ if ($path === '/health_check.php') {
 if ($path === '/') {
     $links = array_map(fn ($n) => "<li><a href=\"/product/$n\">product $n</a>", range(1, PRODUCTS));
     page('<h1>Shop</h1><ul>' . implode("\n", $links) . '</ul>', ['cat_c_2', 'cat_p', 'store']);
+}
+if ($path === '/upload' && $_SERVER['REQUEST_METHOD'] === 'POST') {
+    $body = (string) file_get_contents('php://input');
+    answer(200, 'text/plain', strlen($body) . ' ' . md5($body) . "\n", ['Cache-Control: no-store']);
 }
 if (preg_match('#^/product/([0-9]{1,6})$#', $path, $match)) {
     $product = (int) $match[1];

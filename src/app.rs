@@ -73,6 +73,9 @@ const LONGEST_TRIAL: Duration = Duration::from_secs(1);
 /// The interval at which a clearcoat that ends looks whether another one stays.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
 
+/// After so many looks in a row that found nobody else, none stays.
+const ALONE: u32 = 2;
+
 /// The largest request that the admin listener takes, in bytes.
 const MAX_ADMIN_REQUEST: usize = 64 * 1024;
 
@@ -163,7 +166,9 @@ impl App {
         listeners::listen(edge.iter().chain(&origin), &addresses)?;
         let (origin_opening, origin_open) = watch::channel(false);
         let workers = serve_traffic(idle, edge.into_iter().zip(origin), &open, &origin_open);
-        tasks.spawn(open_listeners(listed, first_round, replicas.clone(), (origin_opening, opening)));
+        let caches = Arc::clone(&traffic.leave_notice);
+        let others = replicas.clone().map(|replicas| (replicas, caches));
+        tasks.spawn(open_listeners(listed, first_round, others, (origin_opening, opening)));
         let access_log = Arc::new(Mutex::new(access_log));
         tasks.spawn(access_log::say_losses(metrics.access_log_dropped.clone(), Arc::clone(&metrics.incidents)));
         let parts = RunningParts {
@@ -264,7 +269,7 @@ impl App {
             let times = *parts.times.lock();
             shutdown.advance(Stage::Leaving);
             if let Some(replicas) = &parts.replicas {
-                replicas.set_serving(false);
+                replicas.end_serving();
             }
             let edge_drains = async {
                 tokio::time::sleep(times.leave).await;
@@ -272,12 +277,13 @@ impl App {
                 // Clients may be waiting for a page that Varnish has yet to fetch through the origin.
                 _ = edge_in_use.recv().await;
             };
-            let finished = async {
-                tokio::join!(edge_drains, tell_caches(&parts.traffic.leave_notice, parts.replicas.as_ref()));
+            let noticed = Notify::new();
+            let origin_closes = async {
+                tokio::join!(edge_drains, noticed.notified());
                 shutdown.advance(Stage::Emptying);
-                std::future::pending::<()>().await;
             };
-            _ = tokio::time::timeout(times.leave + times.drain, finished).await;
+            let told = tell_caches(&parts.traffic.leave_notice, parts.replicas.as_ref(), &noticed);
+            _ = tokio::time::timeout(times.leave + times.drain, async { tokio::join!(origin_closes, told) }).await;
         };
         let reason = tokio::select! {
             _nothing_is_cut = &mut drained => None,
@@ -461,18 +467,24 @@ fn serve_all<H: http_server::Handler>(
     }
 }
 
-/// Has each Varnish know that this clearcoat is about to end, if another one stays. Returns when nobody sends it more.
-async fn tell_caches(notice: &LeaveNotice, replicas: Option<&Arc<Replicas>>) {
+/// Has each Varnish know that this clearcoat is about to end, as long as another one stays: whoever stayed may end as well, and
+/// somebody has to serve the last requests. `noticed` is notified when nobody sends it more. Never returns.
+async fn tell_caches(notice: &LeaveNotice, replicas: Option<&Arc<Replicas>>, noticed: &Notify) -> Infallible {
     let mut told_since = None;
+    let mut alone = 0;
     loop {
         let another_stays = match replicas {
             Some(replicas) => replicas.another_stays().await,
             None => false,
         };
-        notice.refuse(another_stays);
+        alone = if another_stays { 0 } else { ALONE.min(alone + 1) };
+        // One answer that came late is no end of another clearcoat.
+        if another_stays || alone == ALONE {
+            notice.refuse(another_stays);
+        }
         let told = told_since.get_or_insert_with(tokio::time::Instant::now).elapsed();
-        if !another_stays || !notice.is_asked() || told >= NOTICED {
-            return;
+        if alone >= ALONE || !notice.is_asked() || told >= NOTICED {
+            noticed.notify_one();
         }
         tokio::time::sleep(LOOK_AROUND).await;
     }
@@ -564,15 +576,15 @@ impl FirstRound {
 async fn open_listeners(
     mut listed: watch::Receiver<bool>,
     first_round: FirstRound,
-    replicas: Option<Arc<Replicas>>,
+    others: Option<(Arc<Replicas>, Arc<LeaveNotice>)>,
     (origin, edge): (watch::Sender<bool>, watch::Sender<bool>),
 ) {
     if listed.wait_for(|listed| *listed).await.is_err() {
         return;
     }
     origin.send_replace(true);
-    if let Some(replicas) = replicas {
-        replicas.set_serving(true);
+    if let Some((replicas, caches)) = others {
+        replicas.begin_serving(move || caches.is_asked());
         // Purges that the other replicas accept from now on are sent to us. Earlier ones are answered already, or will
         // be without us.
         replicas.announced().await;

@@ -73,7 +73,7 @@ use tokio::task::AbortHandle;
 
 use crate::awaited::{Lateness, Progress};
 use crate::config::PurgeListener;
-use crate::fleet::{FaultKind, Fence, Health, Member, Node, NodeFault, NodeId, Snapshot, VarnishSettings};
+use crate::fleet::{FaultKind, Fence, Health, Live, Member, Node, NodeFault, NodeId, Snapshot, VarnishSettings};
 use crate::journal::{Cursor, Journal, Missed, Position, PurgeObserver};
 use crate::mutants::Mutant;
 use crate::purge::{Guard, Purge};
@@ -324,6 +324,11 @@ impl Deliveries {
         if let Some(delivery) = self.nodes.get(id) {
             delivery.state.wake.notify_one();
         }
+    }
+
+    /// Whether the fence lets this Varnish serve.
+    pub fn admits(&self, node: &Live) -> bool {
+        self.context.fence.admits(node)
     }
 
     /// Wakes waiting purges after a change of a cursor or of the fleet.

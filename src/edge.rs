@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::balance::{self, BoundedLoad, LbContext, Policy};
 use crate::config::{self, ProxyProtocol, WhenAllBehind};
-use crate::fleet::{Fence, Member, Node, Pool, Role, Snapshot};
+use crate::fleet::{Fence, Health, Member, Node, Pool, Role, Snapshot};
 use crate::http1::RequestHead;
 use crate::proxy::{
     ErrorPages, Freshness, Frontend, Gate, IgnoredParameters, NoNode, OwnAnswer, PastCaches, RateBuckets, Select,
@@ -105,6 +105,17 @@ impl EdgeSelect {
         balance::pick(Policy::LeastRequest, &fleet.web, lb, None, has_room)
     }
 
+    /// A Varnish that is kept out for what requests have met at it, and for nothing else: the one with the least to do. What it
+    /// answers is no older than it should be.
+    fn ejected<'f>(&self, fleet: &'f Snapshot, is_told: impl Fn(u64) -> bool) -> Option<&'f Member> {
+        let is_well = |member: &&Member| {
+            let Member { node, health, ejection, .. } = member;
+            let is_out = ejection.is_some() && *health == Health::Up && node.weight > 0 && !is_told(node.endpoint_id);
+            is_out && self.fence.admits(&node.live) && self.trials.admits(&node.live)
+        };
+        fleet.varnish.members().iter().filter(is_well).min_by_key(|member| member.node.live.inflight())
+    }
+
     /// The last resort: of the Varnish nodes that are up, best such as carry purges out and owe no flush, one of those that miss
     /// the fewest purges. After a purge that all of them miss these are all, so a page has its place among them as ever.
     fn least_behind<'f>(&self, fleet: &'f Snapshot, lb: LbContext, tried: Option<u64>) -> Option<&'f Member> {
@@ -127,11 +138,15 @@ impl Select for EdgeSelect {
     fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
         let may_serve = |member: &Member| self.may_serve(member) && Some(member.node.endpoint_id) != tried;
         let current = balance::pick(self.policy, &fleet.varnish, lb, self.bounded_load, may_serve);
-        let chosen = current.or_else(|| match self.when_all_behind {
-            WhenAllBehind::Bypass => self.bypass(fleet, lb, tried).or_else(|| self.least_behind(fleet, lb, tried)),
-            WhenAllBehind::Serve => self.least_behind(fleet, lb, tried),
-            WhenAllBehind::Refuse => None,
-        });
+        let (bypasses, serves) = match self.when_all_behind {
+            WhenAllBehind::Bypass => (true, true),
+            WhenAllBehind::Serve => (false, true),
+            WhenAllBehind::Refuse => (false, false),
+        };
+        let bypass = || bypasses.then(|| self.bypass(fleet, lb, tried)).flatten();
+        let ejected = || self.ejected(fleet, |endpoint_id| Some(endpoint_id) == tried);
+        let behind = || serves.then(|| self.least_behind(fleet, lb, tried)).flatten();
+        let chosen = current.or_else(bypass).or_else(ejected).or_else(behind);
         let has_other = |pool: &Pool| {
             let mut members = pool.members().iter();
             members.any(|member| member.usable && Some(member.node.endpoint_id) != tried)
@@ -140,7 +155,7 @@ impl Select for EdgeSelect {
             Some(member) => Ok(Arc::clone(&member.node)),
             None if has_other(&fleet.varnish) => Err(NoNode::AllBehind),
             // Then web nodes were asked for. One that has just failed the request is not busy.
-            None if self.when_all_behind == WhenAllBehind::Bypass && has_other(&fleet.web) => Err(NoNode::Busy),
+            None if bypasses && has_other(&fleet.web) => Err(NoNode::Busy),
             None => Err(NoNode::NoneUp),
         }
     }
@@ -154,6 +169,9 @@ impl Select for EdgeSelect {
         let may_serve = |member: &Member| self.may_serve(member) && !told.contains(&member.node.endpoint_id);
         match balance::pick(self.policy, &fleet.varnish, lb, None, may_serve) {
             Some(member) => PastCaches::Cache(Arc::clone(&member.node)),
+            None if let Some(member) = self.ejected(fleet, |id| told.contains(&id)) => {
+                PastCaches::Cache(Arc::clone(&member.node))
+            }
             None if self.when_all_behind == WhenAllBehind::Refuse => PastCaches::Refuse,
             None => PastCaches::Serve { is_counted: !self.fence.admits(&last.live) },
         }
@@ -163,7 +181,7 @@ impl Select for EdgeSelect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Health, Live, NodeId, NodeSpec, TrialState};
+    use crate::fleet::{Live, NodeId, NodeSpec, TrialState};
     use crate::purge::{Guard, Purge};
 
     fn member(role: Role, id: &str, key: u64, cursor: u64) -> Member {
@@ -215,6 +233,28 @@ mod tests {
         assert_eq!(edge.metrics.stale_served.get(), 0);
         assert_eq!(picked(&edge, &fleet, None).unwrap(), "v1");
         assert_eq!(edge.metrics.stale_served.get(), 1);
+    }
+
+    #[test]
+    fn a_current_cache_that_was_ejected_is_asked_before_an_old_page_is_served() {
+        let mut fleet = fleet(&[5, 4], 1);
+        let mut varnish = fleet.varnish.members().to_vec();
+        let fault = crate::fleet::NodeFault::new(crate::fleet::FaultKind::Fails, "answered 503");
+        let now = std::time::Instant::now();
+        varnish[0].ejection = Some(crate::fleet::Ejection { until: now, lasts: std::time::Duration::ZERO, fault });
+        fleet.varnish = Pool::new(varnish, 0.0, None);
+        let picked = |when_all_behind, tried| picked(&edge(when_all_behind, 5), &fleet, tried);
+        assert_eq!(picked(WhenAllBehind::Bypass, None).unwrap(), "w0", "which fails nothing");
+        fleet.web.members()[0].node.live.request_began();
+        for when_all_behind in [WhenAllBehind::Bypass, WhenAllBehind::Serve, WhenAllBehind::Refuse] {
+            assert_eq!(picked(when_all_behind, None).unwrap(), "v0", "{when_all_behind:?}");
+        }
+        // It has failed this request just now.
+        assert_eq!(picked(WhenAllBehind::Serve, Some(0)).unwrap(), "v1");
+        assert_eq!(picked(WhenAllBehind::Refuse, Some(0)), Err(NoNode::AllBehind));
+        // One that is behind itself is no better than another.
+        fleet.varnish.members()[0].node.live.set_cursor(3);
+        assert_eq!(picked(WhenAllBehind::Serve, None).unwrap(), "v1");
     }
 
     #[test]

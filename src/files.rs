@@ -44,21 +44,17 @@ const PER_NODE: u64 = 4;
 const SHARES: usize = FileShare::ALL.len();
 const PARTS: u64 = 8;
 
-/// Whether an error says that this process or machine lacks a resource or a permission, and so nothing about the other
-/// side. `EADDRNOTAVAIL` is what connect(2) returns if all local ports are in use.
+/// Whether an error says that this process or machine lacks files or memory.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
+}
+
+/// Whether the error of a connection says that this process or machine lacks a resource or a permission, and so nothing about
+/// the other side. `EADDRNOTAVAIL` is what connect(2) returns if all local ports are in use.
 pub fn is_ours(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(
-            Errno::MFILE
-                | Errno::NFILE
-                | Errno::ADDRNOTAVAIL
-                | Errno::NOBUFS
-                | Errno::NOMEM
-                | Errno::ACCESS
-                | Errno::PERM
-        )
-    )
+    let is_refused_here =
+        matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::ACCESS | Errno::PERM));
+    is_refused_here || is_shortage(error)
 }
 
 /// Raises the limit of open files as far as permitted. Returns the old and the new limit.

@@ -33,8 +33,8 @@ use self::node_state::NodeState;
 use crate::config::HealthChecks;
 use crate::delivery::Deliveries;
 use crate::fleet::{
-    CheckResult, Event, Health, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, Role, SecretHeaders, Snapshot,
-    Suspicion, Verdict,
+    CheckResult, Event, Health, Live, LostNodes, Node, NodeKey, NodeSource, NodeSpec, Pool, Role, SecretHeaders,
+    Snapshot, Suspicion, Verdict,
 };
 use crate::probe::Probe;
 use crate::registry::overrides::KnownOverrides;
@@ -99,6 +99,13 @@ pub struct KeeperContext {
     pub heartbeat: Arc<Heartbeat>,
     /// Changes when a node cannot be reached: its name may have another address by now.
     pub doubted: watch::Sender<()>,
+}
+
+impl KeeperContext {
+    /// Whether this Varnish may serve, if it is up.
+    fn admits(&self, live: &Live) -> bool {
+        self.deliveries.admits(live) && self.trials.as_ref().is_none_or(|trials| trials.admits(live))
+    }
 }
 
 impl FleetKeeper {
@@ -204,17 +211,15 @@ impl FleetKeeper {
 
     /// Checks nodes in another way from now on. What is known of their health stays.
     fn check_by(&mut self, checks: HealthChecks) {
-        let before = std::mem::replace(&mut self.context.checks, checks);
-        let checks = &self.context.checks;
-        for ((role, _), state) in &mut self.nodes {
-            let is_as_before = match role {
-                Role::Web => before.web == checks.web,
-                Role::Varnish => before.varnish == checks.varnish,
-            };
-            if !is_as_before {
+        self.context.checks = checks;
+        for state in self.nodes.values_mut() {
+            let probe = Probe::new(&state.node.spec, &self.context.checks);
+            if !probe.is_as(&state.probe) {
                 state.probe_task.abort();
-                state.probe = Probe::new(&state.node.spec, checks);
-                state.probe_task = self.probes.spawn(state.probe.clone().run(self.context.events.clone()));
+                state.probe = probe;
+                let checks =
+                    state.probe.clone().run(state.node.endpoint_id, state.health.clone(), self.context.events.clone());
+                state.probe_task = self.probes.spawn(checks);
             }
         }
         // The panic threshold may be another.
@@ -233,13 +238,14 @@ impl FleetKeeper {
     }
 
     fn checked(&mut self, check: CheckResult, now: Instant) {
+        let identity = (check.role, check.id);
+        let endpoint_id = check.endpoint_id;
+        let Some(state) = self.nodes.get_mut(&identity).filter(|state| state.node.endpoint_id == endpoint_id) else {
+            return;
+        };
+        state.was_checked = true;
         if let Verdict::NotAsked(reason) = &check.verdict {
             return self.context.metrics.files.probe.note(reason);
-        }
-        let identity = (check.role, check.id);
-        let Some(state) = self.nodes.get_mut(&identity) else { return };
-        if state.node.spec.address != check.address {
-            return;
         }
         if check.verdict != Verdict::Passed {
             self.context.doubted.send_replace(());
@@ -265,7 +271,7 @@ impl FleetKeeper {
     }
 
     fn settle(&mut self) {
-        let all_checked = || self.nodes.values().all(|state| state.health.health() != Health::Unknown);
+        let all_checked = || self.nodes.values().all(|state| state.was_checked);
         self.settled = self.settled || (*self.listed.borrow() && all_checked());
     }
 

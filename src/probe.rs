@@ -29,9 +29,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
 use crate::config::{HeaderError, HealthChecks, VarnishChecks, WebChecks, reveal};
-use crate::files::is_ours;
+use crate::files::{is_ours, is_shortage};
 use crate::fleet::{
-    CheckResult, Event, FaultKind, NodeFault, NodeId, NodeSpec, Role, SendProxy, VarnishSettings, Verdict,
+    CheckResult, Event, FaultKind, Health, HealthState, NodeFault, NodeId, NodeSpec, Role, SendProxy, Thresholds,
+    VarnishSettings, Verdict,
 };
 use crate::http_client::HttpConnection;
 use crate::proxy_protocol;
@@ -63,40 +64,17 @@ pub struct Probe {
     wake: Arc<Notify>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Schedule {
     interval: Duration,
     /// Of a node that is down.
     interval_down: Duration,
     timeout: Duration,
-    rise: u32,
-    fall: u32,
+    thresholds: Thresholds,
     jitter: f64,
 }
 
-/// Results in a row.
-#[derive(Debug)]
-struct CheckStreak {
-    failures: u32,
-    /// Since the last failure, if there was one.
-    passes: Option<u32>,
-}
-
-impl CheckStreak {
-    const NEW: CheckStreak = CheckStreak { failures: 0, passes: None };
-
-    fn count(&mut self, verdict: &Verdict) {
-        match verdict {
-            Verdict::Passed => {
-                *self = CheckStreak { failures: 0, passes: self.passes.map(|passes| passes.saturating_add(1)) }
-            }
-            Verdict::Failed(_) => *self = CheckStreak { failures: self.failures.saturating_add(1), passes: Some(0) },
-            Verdict::NotAsked(_) => {}
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum ProbeKind {
     Web { path: String, host: String, expect: Vec<u16>, expect_body: Option<String> },
     Varnish(VarnishSettings),
@@ -136,12 +114,14 @@ impl Probe {
                     ..
                 } = config.web.clone();
                 let host = host.unwrap_or_else(|| node.address.to_string());
-                let schedule = Schedule { interval, interval_down, timeout, rise, fall, jitter };
+                let thresholds = Thresholds { rise, fall };
+                let schedule = Schedule { interval, interval_down, timeout, thresholds, jitter };
                 (schedule, ProbeKind::Web { path, host, expect, expect_body })
             }
             Some(settings) => {
                 let VarnishChecks { interval, interval_down, timeout, rise, fall, jitter, .. } = config.varnish;
-                let schedule = Schedule { interval, interval_down, timeout, rise, fall, jitter };
+                let thresholds = Thresholds { rise, fall };
+                let schedule = Schedule { interval, interval_down, timeout, thresholds, jitter };
                 (schedule, ProbeKind::Varnish(settings.clone()))
             }
         };
@@ -159,27 +139,43 @@ impl Probe {
         self.check(&mut Instant::now()).await
     }
 
-    /// Checks until the receiver of the events is dropped: at once, and then with a phase of its own. Checkers that begin
-    /// together would otherwise ask all nodes in one moment, again and again, and a check of Magento asks its database.
-    pub async fn run(self, events: mpsc::Sender<Event>) {
-        let mut streak = CheckStreak::NEW;
+    /// Whether it asks the same in the same way, as often.
+    pub fn is_as(&self, other: &Probe) -> bool {
+        (self.target, self.schedule, &self.kind) == (other.target, other.schedule, &other.kind)
+    }
+
+    /// Checks the node with this endpoint until the receiver of the events is dropped. `health` is what is known of it.
+    ///
+    /// A node of unknown health is checked at once, and then with a phase of its own, as are all others. Checkers that begin
+    /// together, at a start or a reload, would otherwise ask all nodes in one moment, again and again, and a check of Magento asks
+    /// its database.
+    pub async fn run(self, endpoint_id: u64, mut health: HealthState, events: mpsc::Sender<Event>) {
+        if health.health() != Health::Unknown {
+            self.pause(self.schedule.pause_at(&health).mul_f64(fastrand::f64())).await;
+        }
         let mut phase = fastrand::f64();
         loop {
             let mut began = Instant::now();
             let verdict = self.check(&mut began).await;
-            streak.count(&verdict);
-            let (role, id, address) = (self.role, self.id.clone(), self.target);
-            let check = CheckResult { role, id, address, began, took: began.elapsed(), verdict };
+            if let Some(passed) = verdict.passed() {
+                health.record(passed, self.schedule.thresholds);
+            }
+            let (role, id) = (self.role, self.id.clone());
+            let check = CheckResult { role, id, endpoint_id, began, took: began.elapsed(), verdict };
             if events.send(Event::Checked(check)).await.is_err() {
                 return;
             }
-            let pause = self.schedule.pause_after(&streak).mul_f64(std::mem::replace(&mut phase, 1.0));
             let spread = 1.0 + self.schedule.jitter * (2.0 * fastrand::f64() - 1.0);
-            let pause = pause.mul_f64(spread).max(SHORTEST_PAUSE);
-            tokio::time::sleep(SHORTEST_PAUSE).await;
-            // The outcome does not matter: a check follows.
-            _ = tokio::time::timeout(pause - SHORTEST_PAUSE, self.wake.notified()).await;
+            let pause = self.schedule.pause_at(&health).mul_f64(std::mem::replace(&mut phase, 1.0));
+            self.pause(pause.mul_f64(spread)).await;
         }
+    }
+
+    /// Waits for so long, or until somebody asks for a check.
+    async fn pause(&self, pause: Duration) {
+        tokio::time::sleep(SHORTEST_PAUSE).await;
+        // The outcome does not matter: a check follows.
+        _ = tokio::time::timeout(pause.saturating_sub(SHORTEST_PAUSE), self.wake.notified()).await;
     }
 
     /// Runs one check. `asked` is set to the time at which the request was sent on an established connection.
@@ -208,6 +204,9 @@ impl Probe {
             )),
             Err(false) => Verdict::Failed(NodeFault::new(FaultKind::Silent, format!("no answer within {patience:?}"))),
             Ok(Err(CheckError::Connect(error) | CheckError::Io(error))) if is_ours(&error) => {
+                Verdict::NotAsked(error.to_string())
+            }
+            Ok(Err(CheckError::Header(error))) if error.os_error.is_some_and(is_shortage_number) => {
                 Verdict::NotAsked(error.to_string())
             }
             Ok(Err(error)) => Verdict::Failed(NodeFault::new(error.kind(), causes(&error).to_string())),
@@ -296,16 +295,19 @@ async fn has_text(mut body: Incoming, text: &[u8]) -> hyper::Result<bool> {
 }
 
 impl Schedule {
-    /// The time until the next check after these results: soon if more of the same change the node's health, or might.
-    fn pause_after(&self, streak: &CheckStreak) -> Duration {
-        match (streak.failures, streak.passes) {
-            (0, Some(passes)) if passes < self.rise => self.interval / CONFIRM,
-            (0, _) => self.interval,
-            (failures, _) if failures < self.fall => self.interval / CONFIRM,
-            _ if self.interval_down.is_zero() => self.interval,
-            _ => self.interval_down,
+    /// The time until the next check of a node of this health: soon while results say that it may be another one.
+    fn pause_at(&self, health: &HealthState) -> Duration {
+        match health.health() {
+            _ if health.is_in_doubt() => self.interval / CONFIRM,
+            Health::Down if !self.interval_down.is_zero() => self.interval_down,
+            Health::Up | Health::Down | Health::Unknown => self.interval,
         }
     }
+}
+
+/// Whether the error with this number says that files or memory are short.
+fn is_shortage_number(error: i32) -> bool {
+    is_shortage(&std::io::Error::from_raw_os_error(error))
 }
 
 impl CheckError {
@@ -354,11 +356,10 @@ mod tests {
 
     /// The pauses in ms after each of these results: `+` passed, `-` failed.
     fn pauses(schedule: Schedule, results: &str) -> Vec<u128> {
-        let mut streak = CheckStreak::NEW;
-        let failed = || Verdict::Failed(NodeFault::new(FaultKind::Fails, "it answered 500"));
+        let mut health = HealthState::default();
         let after = |result| {
-            streak.count(&if result == '+' { Verdict::Passed } else { failed() });
-            schedule.pause_after(&streak).as_millis()
+            health.record(result == '+', schedule.thresholds);
+            schedule.pause_at(&health).as_millis()
         };
         results.chars().map(after).collect()
     }
@@ -366,10 +367,14 @@ mod tests {
     #[test]
     fn a_change_is_confirmed_soon_and_a_down_node_asked_at_its_own_interval() {
         let (ms, interval_down) = (Duration::from_millis, Duration::from_millis(200));
-        let schedule = Schedule { interval: ms(1000), interval_down, timeout: ms(100), rise: 2, fall: 3, jitter: 0.0 };
-        let expected = [1000, 1000, 100, 100, 200, 200, 100, 1000, 1000, 100, 100, 1000];
-        assert_eq!(pauses(schedule, "++----+++-++"), expected);
-        assert_eq!(pauses(Schedule { interval_down: Duration::ZERO, ..schedule }, "---"), [100, 100, 1000]);
+        let thresholds = Thresholds { rise: 2, fall: 3 };
+        let schedule = Schedule { interval: ms(1000), interval_down, timeout: ms(100), thresholds, jitter: 0.0 };
+        let expected = [1000, 1000, 100, 100, 200, 200, 100, 1000, 1000];
+        assert_eq!(pauses(schedule, "++----+++"), expected);
+        // One that flaps is asked soon after each change that might be one, and at no other time.
+        assert_eq!(pauses(schedule, "+-+-+"), [1000, 100, 1000, 100, 1000]);
+        assert_eq!(pauses(schedule, "-+-+-"), [200, 100, 200, 100, 200]);
+        assert_eq!(pauses(Schedule { interval_down: Duration::ZERO, ..schedule }, "+---"), [1000, 100, 100, 1000]);
     }
 
     #[tokio::test]

@@ -52,7 +52,6 @@ mod under_way;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -137,14 +136,17 @@ pub enum FoundBy {
     Addresses(Vec<PeerAddress>),
 }
 
+/// Whether any cache asks for our pages.
+type FoundByCaches = dyn Fn() -> bool + Send + Sync;
+
 /// This replica, and its knowledge of the others.
 pub struct Replicas {
     context: ReplicaContext,
     id: NodeId,
     own: Record,
     started: Instant,
-    /// Our origin is open, and we are not about to end.
-    serves: AtomicBool,
+    /// Whether caches find us; `None` if our origin is not open, or we are about to end.
+    serves: Mutex<Option<Box<FoundByCaches>>>,
     /// This process has created our journal.
     fresh: bool,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
@@ -205,7 +207,7 @@ impl Replicas {
             id,
             own,
             started: Instant::now(),
-            serves: AtomicBool::new(false),
+            serves: Mutex::default(),
             fresh,
             peers: Mutex::default(),
             neighbours: Neighbours::default(),
@@ -245,12 +247,22 @@ impl Replicas {
         self.context.token.store(token.map(Arc::new));
     }
 
-    /// Says to the others, when they ask, whether our origin is open and stays so.
-    pub fn set_serving(&self, serves: bool) {
-        self.serves.store(serves, Ordering::Relaxed);
+    /// Says to the others from now on, when they ask, that caches can do without them: our origin is open and stays so, and
+    /// `is_found` by caches. One that no cache knows of replaces nobody.
+    pub fn begin_serving(&self, is_found: impl Fn() -> bool + Send + Sync + 'static) {
+        *self.serves.lock() = Some(Box::new(is_found));
     }
 
-    /// Whether another replica serves, and is not about to end: asks all of them. Who does not answer soon counts as none.
+    /// Says so no more.
+    pub fn end_serving(&self) {
+        *self.serves.lock() = None;
+    }
+
+    fn serves(&self) -> bool {
+        self.serves.lock().as_ref().is_some_and(|is_found| is_found())
+    }
+
+    /// Whether caches ask another replica as well that is not about to end: asks all of them. Who does not answer soon counts as none.
     pub async fn another_stays(self: &Arc<Self>) -> bool {
         let mut asked = JoinSet::new();
         for peer in self.sharing() {

@@ -72,6 +72,20 @@ pub struct HeaderError {
     pub name: String,
     /// What is wrong and what is allowed.
     pub reason: String,
+    /// The number of the system's error if a file could not be read.
+    pub os_error: Option<i32>,
+}
+
+/// Why a value cannot be had.
+struct ValueFault {
+    reason: String,
+    os_error: Option<i32>,
+}
+
+impl From<String> for ValueFault {
+    fn from(reason: String) -> Self {
+        ValueFault { reason, os_error: None }
+    }
 }
 
 /// The fields with their values, read now from the files that have them.
@@ -86,14 +100,16 @@ pub async fn reveal(headers: &SecretHeaders) -> Result<Vec<(String, String)>, He
     let headers = headers.clone();
     match tokio::task::spawn_blocking(move || read(&headers)).await {
         Ok(read) => read,
-        Err(_) => Err(HeaderError { name: "of a request".to_owned(), reason: "the runtime ends".to_owned() }),
+        Err(_) => {
+            Err(HeaderError { name: "of a request".to_owned(), reason: "the runtime ends".to_owned(), os_error: None })
+        }
     }
 }
 
 fn read(headers: &SecretHeaders) -> Result<Vec<(String, String)>, HeaderError> {
     let revealed = headers.iter().map(|(name, value)| match value_of(value) {
         Ok(value) => Ok((name.to_owned(), value)),
-        Err(reason) => Err(HeaderError { name: name.to_owned(), reason }),
+        Err(ValueFault { reason, os_error }) => Err(HeaderError { name: name.to_owned(), reason, os_error }),
     });
     revealed.collect()
 }
@@ -101,25 +117,29 @@ fn read(headers: &SecretHeaders) -> Result<Vec<(String, String)>, HeaderError> {
 /// What is wrong with fields that are sent so, by name.
 pub(super) fn faults(headers: &SecretHeaders, carrier: Carrier) -> Vec<(String, String)> {
     let fault = |(name, value)| {
-        let reason = carrier.objection(name).map(str::to_owned).or_else(|| value_of(value).err());
+        let reason =
+            carrier.objection(name).map(str::to_owned).or_else(|| value_of(value).err().map(|fault| fault.reason));
         reason.map(|reason| (name.to_owned(), reason))
     };
     headers.iter().filter_map(fault).collect()
 }
 
-fn value_of(value: &FieldValue) -> Result<String, String> {
+fn value_of(value: &FieldValue) -> Result<String, ValueFault> {
     match value {
-        FieldValue::Text(text) => checked(text, "the value"),
+        FieldValue::Text(text) => Ok(checked(text, "the value")?),
         FieldValue::File(path) => from_file(path),
     }
 }
 
 /// White space around it (the newline that editors add) does not count.
-fn from_file(path: &Path) -> Result<String, String> {
+fn from_file(path: &Path) -> Result<String, ValueFault> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
-    read.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    checked(text.trim_ascii(), &path.display().to_string())
+    read.map_err(|error| ValueFault {
+        reason: format!("cannot read {}: {error}", path.display()),
+        os_error: error.raw_os_error(),
+    })?;
+    Ok(checked(text.trim_ascii(), &path.display().to_string())?)
 }
 
 fn checked(value: &str, what: &str) -> Result<String, String> {

@@ -54,7 +54,7 @@ pub struct WebChecks {
     pub host: Option<String>,
     /// The share of healthy web nodes, 0 to 1, below which health is ignored and all get traffic. Default 0.5.
     pub panic_threshold: f64,
-    /// Requests in a row, within at least a second, that a node fails before it gets none for a while, whatever its checks say:
+    /// Requests in a row, over at least a second, that a node fails before it gets none for a while, whatever its checks say:
     /// no connection, no answer, one that is too slow, malformed or cut off, or has a status of `eject_statuses`. Nobody is ejected
     /// when more nodes fail than may be out (`max_ejected`). `0` is off. Default 5, as with Envoy.
     pub eject_after: u32,
@@ -65,7 +65,8 @@ pub struct WebChecks {
     /// The longest time of an ejection, `eject_for` to 24h. Default 5m.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub eject_for_max: Duration,
-    /// The share of the nodes in traffic that may be ejected at once, 0 to 1. One always stays. Default 0.5.
+    /// The share of the nodes in traffic that may be ejected at once, 0 to 1: one at least if it is above 0, and one always stays.
+    /// Default 0.5.
     pub max_ejected: f64,
     /// Status codes of an answer that count as a failure of the node, 500 to 599. Others from 500 on say nothing, and every other
     /// answer ends the row of failures. Default `[502, 503, 504]`: a gateway's words for a PHP that is gone, full or hangs.
@@ -119,7 +120,7 @@ pub struct VarnishChecks {
     /// `0s` is off. Default 5s.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub slow_start: Duration,
-    /// Requests in a row, within at least a second, that a node fails before it gets none for a while, whatever its checks say:
+    /// Requests in a row, over at least a second, that a node fails before it gets none for a while, whatever its checks say:
     /// no connection, no answer, a malformed one, or a status of `eject_statuses`. It gets every purge meanwhile. Nobody is ejected
     /// when more nodes fail than may be out (`max_ejected`). `0` is off. Default 5, as with Envoy.
     pub eject_after: u32,
@@ -130,7 +131,8 @@ pub struct VarnishChecks {
     /// The longest time of an ejection, `eject_for` to 24h. Default 5m.
     #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
     pub eject_for_max: Duration,
-    /// The share of the nodes in traffic that may be ejected at once, 0 to 1. One always stays. Default 0.5.
+    /// The share of the nodes in traffic that may be ejected at once, 0 to 1: one at least if it is above 0, and one always stays.
+    /// Default 0.5.
     pub max_ejected: f64,
     /// Status codes of an answer that count as a failure of the node, 500 to 599. Default none: those of a Varnish are its
     /// backend's, and a page that always fails is always asked of the same Varnish.

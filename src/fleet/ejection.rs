@@ -1,7 +1,8 @@
 //! Ejection: a node that fails the requests of clients gets none for a while, whatever its health checks say.
 //!
-//! A check asks for one page, and not for that which is broken. A node whose PHP has lost its code cache, or whose search
-//! connection hangs, passes it and fails every tenth reader. Envoy calls this outlier detection; its numbers are used here (five
+//! A check asks for one page, and not for that which is broken. A node whose PHP has lost its code cache, or its connection to the
+//! search, passes it and fails its readers. One that fails every tenth of them is none of these: its good answers end the row.
+//! Envoy calls this outlier detection; its numbers are used here (five
 //! failures in a row, 30 s times the number of ejections, at most 300 s), and its lessons:
 //!
 //! - **An outlier is one that the others are not.** If more nodes fail than may be ejected, their common cause is elsewhere (a
@@ -34,15 +35,16 @@ pub struct EjectionTerms {
     pub lasts: Duration,
     /// The longest time, at least `lasts`.
     pub longest: Duration,
-    /// The largest share of the serving nodes that is out, 0 to 1.
+    /// The largest share of the serving nodes that is out, 0 to 1: at least one node if it is above 0.
     pub most: f64,
 }
 
 impl EjectionTerms {
     /// How many of so many nodes may be out: never all.
     fn most_of(&self, serving: usize) -> usize {
-        let share = (self.most * serving as f64) as usize;
-        share.min(serving.saturating_sub(1))
+        // 0.29 of 100 is 28.999….
+        let share = (self.most * serving as f64 + 1e-6) as usize;
+        share.max(usize::from(self.most > 0.0)).min(serving.saturating_sub(1))
     }
 
     /// How long a node stays out the `times`th time.
@@ -302,6 +304,10 @@ mod tests {
         assert!(!rig(1).fails(0));
         let everybody = EjectionTerms { most: 1.0, ..TERMS };
         assert_eq!([1, 2, 3].map(|serving| everybody.most_of(serving)), [0, 1, 2]);
+        let few = EjectionTerms { most: 0.1, ..TERMS };
+        assert_eq!([1, 2, 10, 29].map(|serving| few.most_of(serving)), [0, 1, 1, 2]);
+        assert_eq!(EjectionTerms { most: 0.29, ..TERMS }.most_of(100), 29);
+        assert_eq!(EjectionTerms { most: 0.0, ..TERMS }.most_of(100), 0);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Events from the registries and health checks to the fleet keeper.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{NodeFault, NodeId, NodeSource, NodeSpec, Role};
@@ -28,8 +27,8 @@ pub struct CheckResult {
     pub role: Role,
     /// Its id.
     pub id: NodeId,
-    /// The address checked.
-    pub address: SocketAddr,
+    /// What was checked ([`super::Node::endpoint_id`]).
+    pub endpoint_id: u64,
     /// When the request was sent.
     pub began: Instant,
     /// The time until its answer.
@@ -47,4 +46,15 @@ pub enum Verdict {
     Failed(NodeFault),
     /// Unknown: the check could not be carried out here, for this reason.
     NotAsked(String),
+}
+
+impl Verdict {
+    /// Whether the node works; `None` if that is unknown.
+    pub fn passed(&self) -> Option<bool> {
+        match self {
+            Verdict::Passed => Some(true),
+            Verdict::Failed(_) => Some(false),
+            Verdict::NotAsked(_) => None,
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub enum Health {
 }
 
 /// The number of consecutive results that change a verdict.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Passes that bring a node up again.
     pub rise: u32,
@@ -25,7 +25,7 @@ pub struct Thresholds {
 }
 
 /// The health of one node, derived from its check results.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct HealthState {
     health: Health,
     streak: u32,
@@ -35,6 +35,11 @@ impl HealthState {
     /// The current health.
     pub fn health(&self) -> Health {
         self.health
+    }
+
+    /// Whether the last results say that it is of another health, and are too few to change that.
+    pub fn is_in_doubt(&self) -> bool {
+        self.streak > 0
     }
 
     /// Counts one result; returns the new health if it changed.

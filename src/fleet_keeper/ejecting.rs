@@ -6,7 +6,9 @@ use std::time::Instant;
 use super::FleetKeeper;
 use super::node_state::NodeState;
 use crate::config::HealthChecks;
-use crate::fleet::{EjectionTerms, Ejections, Health, NodeFault, NodeKey, Role, ServingNode, Suspicion};
+use crate::fleet::{
+    Ejection, EjectionTerms, Ejections, Health, Live, NodeFault, NodeKey, Role, ServingNode, Suspicion,
+};
 
 /// The ejections of both roles.
 #[derive(Debug, Default)]
@@ -36,11 +38,18 @@ impl AllEjections {
     }
 }
 
-/// The nodes of a role that serve, ejected or not.
-fn serving(nodes: &BTreeMap<NodeKey, NodeState>, role: Role) -> Vec<ServingNode<'_>> {
-    let of_role = nodes
-        .iter()
-        .filter(|((of, _), state)| *of == role && state.health.health() == Health::Up && state.node.weight > 0);
+/// The nodes of a role that serve, ejected or not. `admits` says which Varnish may: one that the fence keeps out is nobody's
+/// replacement.
+fn serving<'n>(
+    nodes: &'n BTreeMap<NodeKey, NodeState>,
+    role: Role,
+    admits: impl Fn(&Live) -> bool,
+) -> Vec<ServingNode<'n>> {
+    let serves = |state: &NodeState| {
+        let is_well = state.health.health() == Health::Up && state.node.weight > 0;
+        is_well && (role == Role::Web || admits(&state.node.live))
+    };
+    let of_role = nodes.iter().filter(|((of, _), state)| *of == role && serves(state));
     of_role.map(|((_, id), state)| ServingNode { id, failures: state.node.live.failures.failures() }).collect()
 }
 
@@ -83,19 +92,20 @@ impl FleetKeeper {
         if terms.after == 0 || streak.failures < terms.after {
             return;
         }
-        let serving = serving(&self.nodes, *role);
+        let serving = serving(&self.nodes, *role, |live| self.context.admits(live));
         let fault = fault.of_streak(streak.failures);
         let ejections = self.ejections.of_mut(*role);
         if !ejections.consider(id, (streak, fault), &serving, &terms, now) {
             return;
         }
-        if let Some(out) = ejections.of(id) {
-            let NodeFault { kind, text } = &out.fault;
-            tracing::info!(%role, node = %id, fault = %kind, reason = &**text, lasts = ?out.lasts, "node is ejected: it gets no requests");
-        }
+        let out = ejections.of(id).cloned();
         self.context.metrics.node(*role, id).ejections.inc();
         self.changed = true;
         self.take([]);
+        let Some(Ejection { fault: NodeFault { kind, text }, lasts, .. }) = out else { return };
+        let is_used = self.context.fleet.load().pool(*role).get(id).is_some_and(|member| member.usable);
+        let so = if is_used { "too few others are well, so it gets requests still" } else { "it gets no requests" };
+        tracing::info!(%role, node = %id, fault = %kind, reason = &*text, ?lasts, "node is ejected: {so}");
     }
 
     /// Ends the ejections that are to end.
@@ -106,7 +116,7 @@ impl FleetKeeper {
                 continue;
             }
             let terms = terms(role, &self.context.checks);
-            let back = ejections.settle(&serving(&self.nodes, role), &terms, now);
+            let back = ejections.settle(&serving(&self.nodes, role, |live| self.context.admits(live)), &terms, now);
             back.into_iter().for_each(|id| self.returns(&(role, id), "its time is over, or too few others are left"));
         }
     }
@@ -123,8 +133,7 @@ impl FleetKeeper {
         let (role, id) = identity;
         tracing::info!(%role, node = %id, reason, "node is ejected no more");
         if let Some(state) = self.nodes.get(identity) {
-            // What it failed before says nothing about what comes.
-            state.node.live.failures.record_success();
+            state.forget_failures();
         }
         self.changed = true;
     }

@@ -54,12 +54,14 @@ impl FleetKeeper {
                     tracing::info!(role = %node.spec.role(), node = %node.id(), by = "an operator", "node is drained: it gets no new requests");
                 }
                 let probe = Probe::new(&node.spec, &self.context.checks);
-                let probe_task = self.probes.spawn(probe.clone().run(self.context.events.clone()));
+                let health = HealthState::default();
+                let checks = probe.clone().run(node.endpoint_id, health.clone(), self.context.events.clone());
+                let probe_task = self.probes.spawn(checks);
                 if let Some(varnish) = &node.spec.varnish {
                     self.context.deliveries.start(&node, varnish);
                     self.context.trials.iter().for_each(|trials| trials.start(&node, varnish));
                 }
-                let state = NodeState { node, health: HealthState::default(), fault: None, probe, probe_task };
+                let state = NodeState { node, health, fault: None, was_checked: false, probe, probe_task };
                 self.nodes.insert(identity, state);
             }
         }

@@ -15,6 +15,8 @@ pub(super) struct NodeState {
     pub(super) health: HealthState,
     /// Why it is down; `None` if it is not.
     pub(super) fault: Option<NodeFault>,
+    /// A check has come to a result, or could not be carried out here.
+    pub(super) was_checked: bool,
     pub(super) probe: Probe,
     pub(super) probe_task: AbortHandle,
 }
@@ -23,17 +25,20 @@ impl NodeState {
     /// Counts a check result; returns whether the snapshot has to change.
     pub(super) fn judge(&mut self, verdict: Verdict, checks: &HealthChecks) -> bool {
         let spec = &self.node.spec;
+        let Some(passed) = verdict.passed() else { return false };
         let fault = match verdict {
-            Verdict::Passed => None,
             Verdict::Failed(fault) => Some(fault),
-            Verdict::NotAsked(_) => return false,
+            Verdict::Passed | Verdict::NotAsked(_) => None,
         };
         let thresholds = match spec.role() {
             Role::Web => Thresholds { rise: checks.web.rise, fall: checks.web.fall },
             Role::Varnish => Thresholds { rise: checks.varnish.rise, fall: checks.varnish.fall },
         };
-        let transition = self.health.record(fault.is_none(), thresholds);
+        let transition = self.health.record(passed, thresholds);
         self.node.live.set_down(self.health.health() == Health::Down);
+        if transition == Some(Health::Up) {
+            self.forget_failures();
+        }
         match (transition, &fault) {
             (Some(Health::Down), Some(NodeFault { kind, text })) => {
                 tracing::warn!(role = %spec.role(), node = %spec.id, fault = %kind, reason = &**text, "node is down");
@@ -50,6 +55,11 @@ impl NodeState {
         false
     }
 
+    /// What requests met before it comes into traffic says nothing of what comes.
+    pub(super) fn forget_failures(&self) {
+        self.node.live.failures.record_success();
+    }
+
     /// Takes another spec, or another word of an operator. The node is reached as before.
     pub(super) fn revise(&mut self, spec: NodeSpec, operator: NodeOverride) {
         let (live, endpoint_id) = (Arc::clone(&self.node.live), self.node.endpoint_id);
@@ -60,7 +70,10 @@ impl NodeState {
                 let by = if operator.drained_at_ms.is_some() { "an operator" } else { "its source" };
                 tracing::info!(%role, node = %id, by, "node is drained: it gets no new requests");
             }
-            (0, 1..) => tracing::info!(%role, node = %id, "node is not drained any more"),
+            (0, 1..) => {
+                tracing::info!(%role, node = %id, "node is not drained any more");
+                self.forget_failures();
+            }
             (before, now) if before != now => tracing::info!(%role, node = %id, before, now, "node has another weight"),
             _ => {}
         }

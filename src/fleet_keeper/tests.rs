@@ -95,11 +95,12 @@ impl Rig {
     /// As many results as change the verdict.
     fn check(&mut self, id: &str, verdict: &Verdict) {
         for _ in 0..3 {
-            let (role, NodeSpec { id, address, .. }) = (Role::Web, spec(id));
+            let (role, id) = (Role::Web, spec(id).id);
+            let endpoint_id = self.keeper.nodes[&(role, id.clone())].node.endpoint_id;
             let check = CheckResult {
                 role,
                 id,
-                address,
+                endpoint_id,
                 began: Instant::now(),
                 took: Duration::ZERO,
                 verdict: verdict.clone(),
@@ -186,6 +187,53 @@ async fn a_node_that_was_drained_starts_slowly_when_it_gets_traffic_again() {
     rig.join("a", 0);
     assert_eq!(rig.share("a"), WHOLE_SHARE);
     rig.join("a", 1);
+    assert!(rig.share("a") < WHOLE_SHARE / 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_failed_before_it_comes_into_traffic_is_forgotten() {
+    let mut rig = Rig::settled(0.0);
+    let live = Arc::clone(&rig.member("a").node.live);
+    let fails = || (0..4).for_each(|at| _ = live.failures.record_failure(at));
+    fails();
+    rig.check("a", &down());
+    assert_eq!(live.failures.failures(), 4, "until it is well");
+    rig.check("a", &Verdict::Passed);
+    assert_eq!(live.failures.failures(), 0);
+    fails();
+    rig.join("a", 0);
+    rig.join("a", 1);
+    assert_eq!(live.failures.failures(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_for_the_node_that_had_this_name_before_says_nothing() {
+    let mut rig = Rig::settled(0.0);
+    let check = CheckResult {
+        role: Role::Web,
+        id: spec("a").id,
+        endpoint_id: rig.member("a").node.endpoint_id,
+        began: Instant::now(),
+        took: Duration::ZERO,
+        verdict: Verdict::Passed,
+    };
+    rig.tell(Event::Left(NodeSource::Static, Role::Web, spec("a").id));
+    rig.join("a", 1);
+    rig.tell(Event::Checked(check.clone()));
+    assert_eq!(rig.member("a").health, Health::Unknown);
+    rig.tell(Event::Checked(CheckResult { endpoint_id: rig.member("a").node.endpoint_id, ..check }));
+    assert_eq!(rig.member("a").health, Health::Up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_be_asked_from_here_keeps_no_other_from_its_slow_start() {
+    let mut rig = rig(0.0);
+    ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
+    rig.tell(Event::Listed(NodeSource::Static));
+    rig.check("a", &Verdict::Passed);
+    rig.check("b", &Verdict::NotAsked("no route that may be used".to_owned()));
+    rig.check("a", &down());
+    rig.check("a", &Verdict::Passed);
     assert!(rig.share("a") < WHOLE_SHARE / 8);
 }
 

@@ -28,7 +28,9 @@ pub(super) fn note_failure(worker: &Worker, node: &Node, failure: &Failure, reus
     if let Some(fault) = fault_of(failure) {
         let was_closed =
             reused && matches!(failure, Failure::NoAnswer(error) if error.kind() != io::ErrorKind::TimedOut);
-        tell(worker, node, fault, !was_closed && fault.counts_against(node.spec.role()));
+        if !was_closed {
+            tell(worker, node, fault, fault.counts_against(node.spec.role()));
+        }
     }
 }
 

@@ -180,7 +180,7 @@ pub struct Introduction {
     /// For how long it has been running, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub up_ms: Option<u64>,
-    /// Its origin is open, and it is not about to end. An older version does not say so.
+    /// Its origin is open, caches ask it, and it is not about to end. An older version does not say so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serves: bool,
 }

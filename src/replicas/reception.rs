@@ -4,7 +4,6 @@
 //! affects what is promised.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::message::{Confirmation, FORMAT, Introduction, Message, PeerPosition, RedeliveryRequest, RefusedPurge};
@@ -182,7 +181,7 @@ impl Replicas {
             pending,
             reached,
             up_ms: Some(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            serves: self.serves.load(Ordering::Relaxed),
+            serves: self.serves(),
         };
         let Acknowledged { applied, pending, fenced, .. } = outcome;
         let asked = fenced.iter().chain(&pending).chain(&message.asks_about);

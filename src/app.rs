@@ -501,6 +501,7 @@ fn traffic_parts(engine: &Engine, config: &Config, replicas: Option<&Arc<Replica
         leave_notice: Arc::default(),
         metrics: Arc::clone(metrics),
         buckets: Arc::default(),
+        started: engine.started,
     }
 }
 

@@ -38,6 +38,7 @@ mod request;
 mod request_hash;
 mod rules;
 mod second_look;
+mod site;
 mod span_notes;
 mod spans;
 mod spin;

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 
 use certificate::{Certificate, Contents, Fingerprint};
@@ -75,7 +75,6 @@ impl Resumption {
 
 /// The TLS side of one listener.
 pub struct Tls {
-    provider: Arc<CryptoProvider>,
     resolver: Arc<Resolver>,
     resumption: Resumption,
     http2: bool,
@@ -85,7 +84,6 @@ pub struct Tls {
 }
 
 /// The certificates in use: their files, what was in them, and for whom they are.
-#[derive(PartialEq, Eq)]
 struct LoadedFiles {
     files: Vec<CertificateFiles>,
     fingerprints: Vec<Fingerprint>,
@@ -122,14 +120,12 @@ impl Tls {
         policy: &TlsPolicy,
         resumption: &Resumption,
     ) -> Result<Self, TlsError> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
         let contents = read(files)?;
-        let resolver = Arc::new(Resolver::new(parse(files, &contents, &provider)?));
+        let resolver = Arc::new(Resolver::new(parse(files, &contents, policy)?));
         let config = server_config(&resolver, http2, policy, resumption)?;
         let fingerprints = fingerprints(&contents);
         let loaded = LoadedFiles { files: files.to_vec(), fingerprints, policy: policy.clone() };
         Ok(Tls {
-            provider,
             resolver,
             resumption: resumption.clone(),
             http2,
@@ -157,7 +153,7 @@ impl Tls {
         if loaded.fingerprints == fingerprints {
             return Ok(false);
         }
-        self.resolver.replace(parse(&loaded.files, &contents, &self.provider)?);
+        self.resolver.replace(parse(&loaded.files, &contents, &loaded.policy)?);
         loaded.fingerprints = fingerprints;
         Ok(true)
     }
@@ -171,17 +167,17 @@ impl Tls {
     /// The first file that cannot be used, and why.
     pub fn prepare(&self, files: &[CertificateFiles], policy: &TlsPolicy) -> Result<PreparedCertificates, TlsError> {
         let contents = read(files)?;
-        let certificates = parse(files, &contents, &self.provider)?;
+        let certificates = parse(files, &contents, policy)?;
         let config = server_config(&self.resolver, self.http2, policy, &self.resumption)?;
         let fingerprints = fingerprints(&contents);
         let loaded = LoadedFiles { files: files.to_vec(), fingerprints, policy: policy.clone() };
         Ok(PreparedCertificates { loaded, certificates, config })
     }
 
-    /// Uses these certificates for new connections. Returns whether anything is other than before.
+    /// Uses these certificates, and this policy, for new connections. Returns whether the certificates are others than before.
     pub fn replace(&self, PreparedCertificates { loaded: new, certificates, config }: PreparedCertificates) -> bool {
         let mut loaded = self.loaded.lock();
-        let are_others = *loaded != new;
+        let are_others = (&loaded.files, &loaded.fingerprints) != (&new.files, &new.fingerprints);
         self.resolver.replace(certificates);
         if loaded.policy != new.policy {
             self.config.store(config);
@@ -231,14 +227,19 @@ fn read(files: &[CertificateFiles]) -> Result<Vec<Contents>, TlsError> {
     files.iter().map(Contents::read).collect()
 }
 
-fn parse(
-    files: &[CertificateFiles],
-    contents: &[Contents],
-    provider: &CryptoProvider,
-) -> Result<Certificates, TlsError> {
-    let each = files.iter().zip(contents).map(|(files, contents)| Certificate::parse(files, contents, provider));
+fn parse(files: &[CertificateFiles], contents: &[Contents], policy: &TlsPolicy) -> Result<Certificates, TlsError> {
+    let provider = policy.provider();
+    let each = files.iter().zip(contents).map(|(files, contents)| Certificate::parse(files, contents, &provider));
     let certificates = Certificates::new(each.collect::<Result<_, _>>()?).ok_or(TlsError::NoFiles)?;
     certificates.warn();
+    let keys = || files.iter().zip(certificates.iter().map(|certificate| certificate.key.key.algorithm()));
+    if !keys().any(|(_, key)| policy.serves(key)) {
+        let (files, key) = keys().next().ok_or(TlsError::NoFiles)?;
+        return Err(TlsError::NoSuite { cert: files.cert.clone(), key });
+    }
+    for (files, key) in keys().filter(|(_, key)| !policy.serves(*key)) {
+        tracing::warn!(certificate = %files.cert.display(), ?key, "no suite of `ciphers` fits the key of this certificate: nobody gets it");
+    }
     Ok(certificates)
 }
 

@@ -37,7 +37,7 @@ pub fn load_certificates(edge: &config::Edge) -> anyhow::Result<Vec<(SocketAddr,
 pub(super) struct TlsAddress {
     /// In the order of the tables.
     pub(super) files: Vec<CertificateFiles>,
-    /// All of them have the same.
+    /// All of them have the same: the configuration is refused otherwise.
     pub(super) policy: TlsPolicy,
 }
 

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -41,6 +42,8 @@ pub(super) struct TrafficParts {
     pub(super) metrics: Arc<Metrics>,
     /// What clients have used up of their rates.
     pub(super) buckets: Arc<RateBuckets>,
+    /// What the times in there count from.
+    pub(super) started: Instant,
 }
 
 impl TrafficParts {
@@ -148,6 +151,8 @@ impl RunningParts {
         if before.limits.max_connections != now.limits.max_connections {
             self.files.limit_edge_clients(now.limits.max_connections);
         }
+        let (limits_before, limits) = (&before.edge.rate_limit, &now.edge.rate_limit);
+        self.traffic.buckets.adopt(limits_before, limits, self.traffic.started.elapsed());
         let old = self.rules.swap(Arc::new(self.traffic.rules(now, access, &prepared.error_pages)));
         self.purge_api.configure(&now.purge);
         self.deliveries.configure(&now.purge);

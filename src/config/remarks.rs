@@ -95,6 +95,18 @@ pub(super) fn missing_nodes(config: &Config) -> Option<&'static str> {
     }
 }
 
+/// A redirect that browsers do not come to.
+pub(super) fn unreachable_redirect(config: &Config) -> Option<String> {
+    let https = &config.edge.https;
+    (https.redirect && https.hsts_max_age > 0 && https.port != 443).then(|| {
+        format!(
+            "edge.https.port: {}, while hsts_max_age has browsers ask port 443 by themselves for what they would ask port 80 \
+             (RFC 6797 section 8.3): the shop must be there as well",
+            https.port
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::Config;
 use super::error::{ConfigError, ConfigErrors};
 use super::raw::FILE_VARIABLE;
-use super::remarks::{missing_nodes, stray_variables, variable_of};
+use super::remarks::{missing_nodes, stray_variables, unreachable_redirect, variable_of};
 
 /// The file that is read when none is named, if it exists in the working directory.
 const DEFAULT_FILE: &str = "clearcoat.toml";
@@ -65,7 +65,7 @@ impl ConfigSource {
         self.parse_with(self.read(), NamedFiles::Elsewhere)
     }
 
-    /// What is no error and hardly meant: no file, variables that mean nothing, no nodes.
+    /// What is no error and hardly meant: no file, variables that mean nothing, no nodes, a redirect to where no browser comes.
     pub fn remarks(&self, config: &Config) -> Vec<String> {
         let no_file = self.file().is_none().then(|| {
             let folder =
@@ -74,7 +74,8 @@ impl ConfigSource {
         });
         let known: Vec<String> = Config::keys().iter().map(|key| variable_of(key)).collect();
         let stray = stray_variables(&self.env, &known);
-        no_file.into_iter().chain(stray).chain(missing_nodes(config).map(str::to_owned)).collect()
+        let nobody = missing_nodes(config).map(str::to_owned);
+        no_file.into_iter().chain(stray).chain(nobody).chain(unreachable_redirect(config)).collect()
     }
 
     /// The file that is read; `None` if none is named, and there is none in the working directory.

@@ -313,6 +313,9 @@ fn what_is_hardly_meant_is_remarked_and_no_error() {
     let both = node("web") + &node("varnish");
     assert_eq!(remarks(&both, &[("CLEARCOAT_CONFIG", "x"), ("CLEARCOAT_PORT", "tcp://192.0.2.1:80")]), "");
     assert_eq!(remarks("registry.kind = 'etcd'", &[]), "");
+    let https =
+        "[edge]\ntrusted_proxies = ['192.0.2.1']\nhttps = { redirect = true, port = 8443, hsts_max_age = 300 }\n";
+    assert!(remarks(&(https.to_owned() + &both), &[]).starts_with("edge.https.port: 8443, while hsts_max_age"));
     let stray = remarks(&both, &[("CLEARCOAT_LOG_FORMAT", "json")]);
     assert_eq!(stray, "CLEARCOAT_LOG_FORMAT: this variable means nothing; did you mean CLEARCOAT_LOG__FORMAT?");
 }

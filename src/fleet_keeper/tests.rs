@@ -226,7 +226,7 @@ async fn a_result_for_the_node_that_had_this_name_before_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_cannot_be_asked_from_here_keeps_no_other_from_its_slow_start() {
+async fn a_node_that_cannot_be_asked_from_here_keeps_no_slow_start_off() {
     let mut rig = rig(0.0);
     ["a", "b"].into_iter().for_each(|id| rig.join(id, 1));
     rig.tell(Event::Listed(NodeSource::Static));

@@ -78,6 +78,17 @@ pub(super) fn cache_of(request: &Request, node: Option<&Node>) -> Option<CacheRe
     if is_cache { cache_result(request.head.method, &request.response) } else { None }
 }
 
+/// The client that a trusted proxy in front of the edge names; `None` if it is the peer itself. At the origin the peer is the Varnish
+/// that asks.
+fn client_named(client: &Client, request: &Request) -> Option<String> {
+    if !client.frontend.is_public || !client.trusted || !request.trace.has_head {
+        return None;
+    }
+    let fleet = client.worker.shared.fleet.load();
+    let client = client.arrival(&request.head, &fleet).client?;
+    Some(client.to_string())
+}
+
 /// Writes the line of a request that has ended. `node` answered it, or failed last; `cache`: how it came by the answer.
 pub(super) fn write_line(
     client: &Client,
@@ -90,11 +101,12 @@ pub(super) fn write_line(
     let Request { head, trace, status, began, .. } = &*request;
     let status = status.unwrap_or(499);
     let termination = trace.termination();
-    // `LR`: a redirect is as it should be.
-    let is_failed = status >= 500 || !matches!(&termination, b"--" | b"LR");
+    // `LR`: the configuration has it so, a redirect or maintenance.
+    let is_failed = !matches!(&termination, b"--" | b"LR") || status >= 500 && &termination != b"LR";
     if !is_failed && !access.log().is_sampled(&trace.id) {
         return;
     }
+    let named = client_named(client, request);
     let has_node = trace.tries > 0;
     let turned_to = trace.tried.map_or(Duration::ZERO, |tried| tried.saturating_duration_since(*began)) + trace.waited;
     let first_byte = trace.answered.map(|answered| {
@@ -102,7 +114,7 @@ pub(super) fn write_line(
     });
     access.write(&AccessLine {
         listener: name_of(&client.frontend),
-        client: &client.peer.text,
+        client: named.as_deref().unwrap_or(&client.peer.text),
         request: trace.has_head.then(|| RequestLine {
             method: head.method_name(),
             target: head.target(),

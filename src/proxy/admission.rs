@@ -1,5 +1,5 @@
-//! Limits the connections from one address. An address at its limit gets no more; other addresses are not affected. The
-//! total is limited by [`crate::files`].
+//! Limits the connections from one address, of IPv6 from one /64 ([`site_of`]). An address at its limit gets no more; other
+//! addresses are not affected. The total is limited by [`crate::files`].
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -10,13 +10,15 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use prometheus::IntGauge;
 
+use super::site::site_of;
+
 /// The connections of the process's public listeners.
 #[derive(Debug)]
 pub struct Admission {
     /// 0 is no limit.
     most_from_one: AtomicUsize,
     connections: IntGauge,
-    by_address: DashMap<IpAddr, usize>,
+    by_address: DashMap<u128, usize>,
 }
 
 impl Admission {
@@ -44,7 +46,7 @@ impl Admission {
 #[derive(Debug)]
 pub(super) struct AddressPermit {
     admission: Arc<Admission>,
-    address: Option<IpAddr>,
+    address: Option<u128>,
 }
 
 impl AddressPermit {
@@ -54,6 +56,7 @@ impl AddressPermit {
         if most == 0 {
             return true;
         }
+        let address = site_of(address);
         let mut count = self.admission.by_address.entry(address).or_default();
         if *count >= most {
             return false;
@@ -97,5 +100,10 @@ mod tests {
         assert!(permits[1].count_for(one));
         permits.clear();
         assert!(admission.by_address.is_empty());
+        let of_a_64 = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1"];
+        let mut permits: Vec<AddressPermit> = of_a_64.iter().map(|_| admission.enter()).collect();
+        let counted =
+            permits.iter_mut().zip(of_a_64).map(|(permit, address)| permit.count_for(address.parse().unwrap()));
+        assert_eq!(counted.collect::<Vec<_>>(), [true, true, false, true]);
     }
 }

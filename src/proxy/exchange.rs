@@ -263,7 +263,11 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
         (Failure::Refused(GateRefusal::PlainHttp), Some(gate)) => gate.https_location(head),
         _ => Vec::new(),
     };
-    let strict_transport = client.strict_transport(head).to_owned();
+    let strict_transport = match failure {
+        // It would bind a name that is not ours.
+        Failure::Refused(GateRefusal::UnknownHost) => String::new(),
+        _ => client.strict_transport(head).to_owned(),
+    };
     let pages = &frontend.error_pages;
     let page = match failure {
         Failure::Refused(GateRefusal::Maintenance { .. }) => pages.of_maintenance(),

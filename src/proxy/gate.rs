@@ -38,6 +38,7 @@ use https::HttpsRules;
 use networks::NetworkSet;
 use rates::Rate;
 pub use rates::RateBuckets;
+use rates::RateChange;
 
 /// The rules of the edge.
 #[derive(Debug)]
@@ -131,15 +132,22 @@ impl Gate {
         if self.hosts.as_ref().is_some_and(|hosts| !head.host().is_some_and(|host| hosts.has(host))) {
             return Some(GateRefusal::UnknownHost);
         }
-        let is_open_to_all = https::is_acme_challenge(head.path());
-        if self.https.redirects && from.scheme == ClientScheme::Http && !is_open_to_all && https::has_place(head) {
+        let is_challenge = https::is_acme_challenge(head.path());
+        if self.https.redirects && from.scheme == ClientScheme::Http && !is_challenge && https::has_place(head) {
             return Some(GateRefusal::PlainHttp);
         }
         let closed = self.maintenance.as_ref().filter(|maintenance| !maintenance.allow.contains(from.address()));
-        if let Some(&Maintenance { retry_after, .. }) = closed.filter(|_| !is_open_to_all) {
+        if let Some(&Maintenance { retry_after, .. }) = closed.filter(|_| !is_challenge) {
             return Some(GateRefusal::Maintenance { retry_after });
         }
         self.rates.as_ref()?.refusal(from, now)
+    }
+
+    /// Does a little of the housekeeping of the rates. Call it some times a second.
+    pub(super) fn tidy(&self, now: Duration) {
+        if let Some(rates) = &self.rates {
+            rates.buckets.tidy(now);
+        }
     }
 
     /// Where a request that was refused with [`GateRefusal::PlainHttp`] is sent: the value of `Location`.
@@ -153,6 +161,17 @@ impl Gate {
     }
 }
 
+impl RateBuckets {
+    /// Has what was used up under the limits of before count under those of now. `now` counts from the start of the process.
+    pub fn adopt(&self, before: &config::EdgeRateLimit, after: &config::EdgeRateLimit, now: Duration) {
+        let client = |limit: &config::EdgeRateLimit| Rate::new(limit.client_rate, limit.client_burst);
+        let total = |limit: &config::EdgeRateLimit| Rate::new(limit.total_rate, limit.total_burst);
+        let of_client = RateChange { before: client(before), after: client(after) };
+        let of_all = RateChange { before: total(before), after: total(after) };
+        self.convert((of_client, of_all), now);
+    }
+}
+
 impl RateRules {
     fn of(limit: &config::EdgeRateLimit, buckets: &Arc<RateBuckets>) -> Option<Self> {
         let client = Rate::new(limit.client_rate, limit.client_burst);
@@ -161,18 +180,24 @@ impl RateRules {
         (client.is_some() || total.is_some()).then_some(rules)
     }
 
-    /// Takes a token of each bucket.
+    /// Takes a token of each bucket. A trusted proxy that speaks for itself has none: if its check were refused while the shop is
+    /// overrun, it would take this clearcoat out, and then the next one.
     fn refusal(&self, from: &Arrival, now: Duration) -> Option<GateRefusal> {
-        if self.exempt.contains(from.address()) {
-            return None;
-        }
-        if let (Some(rate), Some(client)) = (self.client, from.client)
+        let client = from.client.filter(|client| !self.exempt.contains(*client))?;
+        if let Some(rate) = self.client
             && let Err(wait) = self.buckets.take_of_client(client, rate, now)
         {
             return Some(GateRefusal::ClientRate { retry_after: whole_seconds(wait) });
         }
-        let wait = self.buckets.take_of_all(self.total?, now).err()?;
-        Some(GateRefusal::TotalRate { retry_after: whole_seconds(wait) })
+        if let Some(rate) = self.total
+            && let Err(wait) = self.buckets.take_of_all(rate, now)
+        {
+            if let Some(rate) = self.client {
+                self.buckets.give_back(client, rate, now);
+            }
+            return Some(GateRefusal::TotalRate { retry_after: whole_seconds(wait) });
+        }
+        None
     }
 }
 
@@ -269,8 +294,11 @@ mod tests {
         assert_eq!([1, 2].map(|_| refusal(&from("192.0.2.2"))), [None, None]);
         assert_eq!(refusal(&from("192.0.2.3")), Some(GateRefusal::TotalRate { retry_after: 1 }));
         assert_eq!([1, 2, 3].map(|_| refusal(&from("203.0.113.1"))), [None; 3]);
-        // A proxy that speaks for itself has no rate of its own.
+        // What was refused for all the others has cost him nothing of his own.
+        let later = |from: &Arrival| gate.refusal(&get("a", "/"), from, Duration::from_secs(3));
+        assert_eq!([1, 2].map(|_| later(&from("192.0.2.3"))), [None, None]);
+        // A proxy that speaks for itself has no rate.
         let proxy = Arrival { client: None, ..from("10.0.0.1") };
-        assert_eq!(refusal(&proxy), Some(GateRefusal::TotalRate { retry_after: 1 }));
+        assert_eq!([1, 2, 3].map(|_| refusal(&proxy)), [None; 3]);
     }
 }

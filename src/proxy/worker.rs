@@ -246,6 +246,9 @@ impl Worker {
         }
         let in_fleet = |endpoint_id| fleet.varnish.has_endpoint(endpoint_id) || fleet.web.has_endpoint(endpoint_id);
         self.pools.sweep(Instant::now(), in_fleet);
+        if let Some(gate) = &self.rules.borrow().frontend(Role::Varnish).gate {
+            gate.tidy(self.shared.started.elapsed());
+        }
         stage
     }
 }

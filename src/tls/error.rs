@@ -71,6 +71,14 @@ pub enum TlsError {
         /// The key file, as configured.
         key: PathBuf,
     },
+    /// Cipher suites of which none fits the key of any certificate: nobody could connect.
+    #[error("{}: no suite of `ciphers` fits its {key:?} key, nor that of another certificate of the address", cert.display())]
+    NoSuite {
+        /// The first certificate file, as configured.
+        cert: PathBuf,
+        /// The kind of its key.
+        key: rustls::SignatureAlgorithm,
+    },
     /// The library cannot be set up, whatever the files.
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),

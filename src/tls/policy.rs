@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use rustls::SupportedProtocolVersion;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::version::{TLS12, TLS13};
+use rustls::{SignatureAlgorithm, SupportedProtocolVersion};
 
 use crate::config::TlsVersion;
 
@@ -28,6 +28,13 @@ impl TlsPolicy {
             TlsVersion::V12 => &FROM_TLS12,
             TlsVersion::V13 => &FROM_TLS13,
         }
+    }
+
+    /// Whether anybody can reach a certificate with such a key.
+    pub(super) fn serves(&self, key: SignatureAlgorithm) -> bool {
+        let provider = self.provider();
+        let suites = provider.cipher_suites.iter().filter(|suite| self.versions().contains(&suite.version()));
+        suites.into_iter().any(|suite| suite.usable_for_signature_algorithm(key))
     }
 
     /// The algorithms, without the suites that are not wanted.
@@ -68,6 +75,9 @@ mod tests {
         let policy = TlsPolicy { min_version: TlsVersion::V12, ciphers };
         let left: Vec<String> = policy.provider().cipher_suites.iter().map(|suite| iana_name(*suite)).collect();
         assert_eq!(left, policy.ciphers);
+        assert!(policy.serves(SignatureAlgorithm::ECDSA), "by TLS 1.3");
+        let of_rsa = TlsPolicy { ciphers: policy.ciphers[1..].to_vec(), ..policy };
+        assert!(of_rsa.serves(SignatureAlgorithm::RSA) && !of_rsa.serves(SignatureAlgorithm::ECDSA));
         let strict = TlsPolicy { min_version: TlsVersion::V13, ..TlsPolicy::default() };
         assert_eq!(strict.versions(), [&TLS13]);
     }

@@ -329,6 +329,21 @@ fn every_error_names_the_file_and_what_is_wrong_with_it() {
 }
 
 #[test]
+fn a_policy_by_which_nobody_could_connect_is_refused_also_by_a_reload() {
+    let folder = Folder::new();
+    let rsa = folder.write("rsa", &Issued::rsa(&["a"]));
+    let ecdsa = folder.write("ecdsa", &Issued::for_names(&["a"]));
+    let policy =
+        TlsPolicy { ciphers: vec!["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256".to_owned()], ..TlsPolicy::default() };
+    let load = |files: &[CertificateFiles]| Tls::load_sharing(files, true, &policy, &Resumption::new().unwrap());
+    let error = load(std::slice::from_ref(&rsa)).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{}: no suite of `ciphers` fits its RSA key", rsa.cert.display())), "{error}");
+    assert!(load(&[rsa.clone(), ecdsa]).is_ok());
+    let tls = Tls::load(std::slice::from_ref(&rsa), true).unwrap();
+    assert!(tls.prepare(std::slice::from_ref(&rsa), &policy).is_err());
+}
+
+#[test]
 fn nothing_prints_a_key() {
     let folder = Folder::new();
     let tls = Tls::load(&[folder.write("shop", &Issued::for_names(&["shop.test"]))], true).unwrap();

@@ -64,11 +64,14 @@ fn check_tls(tables: &[TlsListener], rules: &mut RuleCheck) {
         let has_one = table.ciphers.is_empty() || table.ciphers.iter().any(|name| of_tls13.contains(&&**name));
         let reason = format!("must hold one of {} when min_version is 1.3", of_tls13.join(", "));
         rules.require(has_one || table.min_version == TlsVersion::V12, key("ciphers"), reason);
-        let twin = tables[..index].iter().position(|other| other.listen.iter().any(|at| table.listen.contains(at)));
-        let Some(twin) = twin else { continue };
-        let reason = format!("must be as in edge.tls[{twin}], which has the same address");
-        rules.require(table.min_version == tables[twin].min_version, key("min_version"), reason.clone());
-        rules.require(table.ciphers == tables[twin].ciphers, key("ciphers"), reason);
+        // Each of them: one of several addresses is enough.
+        for (twin, other) in tables[..index].iter().enumerate() {
+            if other.listen.iter().any(|at| table.listen.contains(at)) {
+                let reason = format!("must be as in edge.tls[{twin}], which has the same address");
+                rules.require(table.min_version == other.min_version, key("min_version"), reason.clone());
+                rules.require(table.ciphers == other.ciphers, key("ciphers"), reason);
+            }
+        }
     }
 }
 

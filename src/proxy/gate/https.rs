@@ -62,7 +62,8 @@ impl HttpsRules {
 
 /// Whether there is somewhere to send this request.
 pub(super) fn has_place(head: &RequestHead) -> bool {
-    head.host().is_some()
+    // `.` has none either.
+    head.host().is_some_and(|host| !bare_host(host).is_empty())
 }
 
 /// Whether this is the path of a challenge: with one token behind it and nothing else, as a server may read `..` otherwise.

@@ -1,6 +1,6 @@
 //! A set of networks that is asked for each request: sorted ranges, so that a block list of thousands costs a dozen steps.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -13,8 +13,7 @@ pub(super) struct NetworkSet {
 
 impl NetworkSet {
     pub(super) fn new(networks: &[IpNet]) -> Self {
-        let mut sorted: Vec<(u128, u128)> =
-            networks.iter().map(|network| (number(network.network()), number(network.broadcast()))).collect();
+        let mut sorted: Vec<(u128, u128)> = networks.iter().flat_map(ranges_of).collect();
         sorted.sort_unstable();
         let mut ranges: Vec<(u128, u128)> = Vec::with_capacity(sorted.len());
         for (first, last) in sorted {
@@ -35,6 +34,15 @@ impl NetworkSet {
         let after = self.ranges.partition_point(|&(first, _)| first <= address);
         after > 0 && address <= self.ranges[after - 1].1
     }
+}
+
+/// The addresses of a network. One of IPv6 around the place of IPv4 has none of that: `::/0` is all of IPv6.
+fn ranges_of(network: &IpNet) -> impl Iterator<Item = (u128, u128)> {
+    let (first, last) = (number(network.network()), number(network.broadcast()));
+    let (of_ipv4, end) = (number(Ipv4Addr::UNSPECIFIED.into()), number(Ipv4Addr::BROADCAST.into()));
+    let is_around = network.addr().is_ipv6() && first <= of_ipv4 && end <= last && network.prefix_len() < 96;
+    let (before, after) = if is_around { ((first, of_ipv4 - 1), Some((end + 1, last))) } else { ((first, last), None) };
+    std::iter::once(before).chain(after)
 }
 
 /// IPv4 addresses have the place that IPv6 has for them (RFC 4291 section 2.5.5.2).
@@ -76,6 +84,12 @@ mod tests {
         for (address, expected) in [("192.0.2.255", true), ("192.0.3.0", false), ("2001:db8:1::", true), ("::1", false)]
         {
             assert_eq!(set.contains(address.parse().unwrap()), expected, "{address}");
+        }
+        let ipv6 = NetworkSet::new(&["::/0".parse().unwrap()]);
+        let mapped = NetworkSet::new(&["::ffff:192.0.2.0/120".parse().unwrap()]);
+        for (address, is_ipv6) in [("192.0.2.1", false), ("::ffff:192.0.2.1", false), ("::1", true), ("ff::", true)] {
+            let address = address.parse().unwrap();
+            assert_eq!((ipv6.contains(address), mapped.contains(address)), (is_ipv6, !is_ipv6), "{address}");
         }
         assert!(!NetworkSet::default().contains([192, 0, 2, 1].into()));
     }

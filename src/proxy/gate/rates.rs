@@ -7,11 +7,17 @@
 //! further away than the burst takes to fill. So there is nothing to refill, and a bucket is one atomic word that is taken from
 //! with one compare-and-swap.
 //!
+//! The time of a request is read before its bucket is: a worker that was held up in between comes with a time that is a little older
+//! than what it finds. That bucket is as empty as it can be, and no fuller than it was.
+//!
+//! What is owed is kept as a time, which is worth another number of tokens at another rate: a reload that changes a rate has all
+//! buckets converted ([`RateBuckets::convert`]).
+//!
 //! # The addresses
 //!
 //! There may be more addresses than memory: an attacker with one IPv6 network has 2^64 and more. IPv6 clients are counted by
 //! /64, the least that a site gets (RFC 6177), and the table has a fixed size: 16,384 sets of eight places, one cache line each,
-//! 1 MiB, made when the first limit is set. A place holds a part of the address's hash and its bucket, in one word. The hash is
+//! 1 MiB, made for the first request that is counted. A place holds a part of the address's hash and its bucket, in one word. The hash is
 //! keyed anew in each process, so nobody can choose whom it shares a set with.
 //!
 //! What becomes of an address whose set is full? To forget somebody else gives that one a full bucket, and who sends from many
@@ -27,10 +33,12 @@
 //! used again.
 
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+
+use crate::proxy::site::site_of;
 
 /// Places in a set: those that are looked through for an address.
 const PLACES: usize = 8;
@@ -38,9 +46,8 @@ const PLACES: usize = 8;
 /// Sets of the table; a power of two.
 const SETS: usize = 16 * 1024;
 
-/// Times are counted in 2^-22 s, modulo 2^40: three days. A bucket that was not used for longer may be taken for one that was, with
-/// a chance of the time that it takes to fill in three days; the configuration allows an hour. Intervals are whole ticks, so the
-/// highest rate (100,000 a second) is kept to 2 %.
+/// Times are counted in 2^-22 s, modulo 2^40: three days, half of which is the future and half the past. Full buckets are forgotten
+/// before they come around ([`RateBuckets::tidy`]). Intervals are whole ticks, so the highest rate (100,000 a second) is kept to 2 %.
 const TICKS_PER_SECOND: u64 = 1 << 22;
 const TIME_BITS: u32 = 40;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
@@ -67,16 +74,26 @@ impl Rate {
 
     /// Takes one token from a bucket that is full at `full`. Gives the new time of that, or how long to wait for a token.
     fn take(self, full: u64, now: u64) -> Result<u64, u64> {
-        let full = wait_until(full, now, self.depth) + self.interval;
+        let full = self.until_full(full, now) + self.interval;
         if full > self.depth { Err(full - self.depth) } else { Ok((now + full) & TIME_MASK) }
+    }
+
+    /// How long it is until a bucket is full: never longer than it takes to fill.
+    fn until_full(self, full: u64, now: u64) -> u64 {
+        time_between(now, full).min(self.depth)
+    }
+
+    /// What is owed to a bucket at this rate, as it is at another one.
+    fn converted(self, owed: u64, other: Rate) -> u64 {
+        let owed = u128::from(owed.min(self.depth)) * u128::from(other.interval) / u128::from(self.interval);
+        u64::try_from(owed).unwrap_or(u64::MAX).min(other.depth)
     }
 }
 
-/// How long it is until a bucket is full. One that will be later than it takes to fill is full: the time has gone once around, or
-/// the limits were others.
-fn wait_until(full: u64, now: u64, depth: u64) -> u64 {
-    let ahead = full.wrapping_sub(now) & TIME_MASK;
-    if ahead > depth { 0 } else { ahead }
+/// From `now` until then; zero if it is over.
+fn time_between(now: u64, then: u64) -> u64 {
+    let ahead = then.wrapping_sub(now) & TIME_MASK;
+    if ahead > TIME_MASK / 2 { 0 } else { ahead }
 }
 
 /// When this bucket is full; one that was never used is.
@@ -85,17 +102,19 @@ fn full_at(word: u64, now: u64) -> u64 {
 }
 
 /// The buckets of a process. They outlive a reload: what was used up stays so.
+#[derive(Default)]
 pub struct RateBuckets {
     hasher: RandomState,
-    by_client: OnceLock<Box<[[AtomicU64; PLACES]]>>,
+    by_client: OnceLock<Box<[BucketSet]>>,
     of_all: AtomicU64,
+    /// The set that is tidied up next.
+    untidy: AtomicUsize,
 }
 
-impl Default for RateBuckets {
-    fn default() -> Self {
-        RateBuckets { hasher: RandomState::new(), by_client: OnceLock::new(), of_all: AtomicU64::new(0) }
-    }
-}
+/// The places of a set, in one cache line.
+#[derive(Default)]
+#[repr(align(64))]
+struct BucketSet([AtomicU64; PLACES]);
 
 impl std::fmt::Debug for RateBuckets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -109,10 +128,26 @@ impl RateBuckets {
     /// # Errors
     /// How long it is until there is one.
     pub(super) fn take_of_client(&self, client: IpAddr, rate: Rate, now: Duration) -> Result<(), Duration> {
-        let sets = self.by_client.get_or_init(|| (0..SETS).map(|_| <[AtomicU64; PLACES]>::default()).collect());
+        let (set, tag) = self.places_of(client);
+        set.take(tag, rate, ticks(now)).map_err(duration)
+    }
+
+    /// Gives the last token back that this client has taken: it was of no use.
+    pub(super) fn give_back(&self, client: IpAddr, rate: Rate, now: Duration) {
+        let ((set, tag), now) = (self.places_of(client), ticks(now));
+        let less = |word: u64| {
+            let owed = rate.until_full(word & TIME_MASK, now).saturating_sub(rate.interval);
+            (word & !TIME_MASK == tag).then_some(tag | ((now + owed) & TIME_MASK))
+        };
+        // It may have lost its place meanwhile.
+        let mut places = set.0.iter();
+        _ = places.find(|place| place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok());
+    }
+
+    fn places_of(&self, client: IpAddr) -> (&BucketSet, u64) {
+        let sets = self.by_client.get_or_init(|| (0..SETS).map(|_| BucketSet::default()).collect());
         let hash = self.hasher.hash_one(site_of(client));
-        let tag = hash >> TIME_BITS << TIME_BITS;
-        take_in(&sets[hash as usize % SETS], tag, rate, ticks(now)).map_err(duration)
+        (&sets[hash as usize % SETS], hash >> TIME_BITS << TIME_BITS)
     }
 
     /// Takes a token of the whole.
@@ -125,28 +160,57 @@ impl RateBuckets {
         let taken = self.of_all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         taken.map(drop).map_err(|word| duration(rate.take(full_at(word, now), now).err().unwrap_or(rate.interval)))
     }
-}
 
-/// Takes a token from the bucket with this tag, which is given a place if it has none.
-fn take_in(places: &[AtomicU64; PLACES], tag: u64, rate: Rate, now: u64) -> Result<(), u64> {
-    loop {
-        let held = places.each_ref().map(|place| place.load(Ordering::Relaxed));
-        let own = held.iter().position(|&word| word & !TIME_MASK == tag);
-        let nearest_to_full = || (0..PLACES).min_by_key(|&at| wait_until(full_at(held[at], now), now, rate.depth));
-        let at = own.or_else(nearest_to_full).unwrap_or_default();
-        let full = rate.take(full_at(held[at], now), now)?;
-        let swapped = places[at].compare_exchange_weak(held[at], tag | full, Ordering::Relaxed, Ordering::Relaxed);
-        if swapped.is_ok() {
-            return Ok(());
+    /// Has what clients and all of them owe at the rates of before counted at those of now: the same tokens. What was not limited
+    /// before owes nothing.
+    pub(super) fn convert(&self, (client, total): (RateChange, RateChange), now: Duration) {
+        let now = ticks(now);
+        let by_client = self.by_client.get().into_iter().flatten().flat_map(|set| &set.0);
+        let of_all = [(&self.of_all, total)];
+        for (place, RateChange { before, after }) in by_client.map(|place| (place, client)).chain(of_all) {
+            let Some(after) = after.filter(|_| before != after) else { continue };
+            let converted = |word: u64| {
+                let owed = before.map_or(0, |before| before.converted(time_between(now, full_at(word, now)), after));
+                (word != 0).then_some((word & !TIME_MASK) | ((now + owed) & TIME_MASK))
+            };
+            _ = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, converted);
+        }
+    }
+
+    /// Forgets full buckets, a set at each call, before their time comes around and they look empty. A worker calls it some times a
+    /// second, so each set has its turn some times a day.
+    pub(super) fn tidy(&self, now: Duration) {
+        let now = ticks(now);
+        let is_full = |word: u64| (time_between(now, full_at(word, now)) == 0).then_some(0);
+        let set = self.untidy.fetch_add(1, Ordering::Relaxed) % SETS;
+        let places = self.by_client.get().map(|sets| &sets[set].0);
+        for place in places.into_iter().flatten().chain([&self.of_all]) {
+            _ = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_full);
         }
     }
 }
 
-/// What counts as one client: an IPv4 address, a /64 of IPv6.
-fn site_of(client: IpAddr) -> u128 {
-    match client.to_canonical() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(v6) => Ipv6Addr::to_bits(v6) >> 64 << 64,
+/// A rate that a reload has changed, or not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RateChange {
+    pub(super) before: Option<Rate>,
+    pub(super) after: Option<Rate>,
+}
+
+impl BucketSet {
+    /// Takes a token from the bucket with this tag, which is given a place if it has none.
+    fn take(&self, tag: u64, rate: Rate, now: u64) -> Result<(), u64> {
+        loop {
+            let held = self.0.each_ref().map(|place| place.load(Ordering::Relaxed));
+            let own = held.iter().position(|&word| word & !TIME_MASK == tag);
+            let nearest_to_full = || (0..PLACES).min_by_key(|&at| rate.until_full(full_at(held[at], now), now));
+            let at = own.or_else(nearest_to_full).unwrap_or_default();
+            let full = rate.take(full_at(held[at], now), now)?;
+            let swapped = self.0[at].compare_exchange_weak(held[at], tag | full, Ordering::Relaxed, Ordering::Relaxed);
+            if swapped.is_ok() {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -216,15 +280,15 @@ mod tests {
             share in 1u32..20,
         ) {
             // One set, with many more addresses than places. The one that is watched asks whenever it may.
-            let places: [AtomicU64; PLACES] = Default::default();
+            let places = BucketSet::default();
             let rate = Rate::new(share, share).unwrap();
             let mut now = ticks(START);
             let (began, mut given) = (now, 0u64);
             for (other, pause) in others {
                 now += pause;
                 let tag = (other + 2) << TIME_BITS;
-                _ = take_in(&places, tag, rate, now & TIME_MASK);
-                while take_in(&places, 1 << TIME_BITS, rate, now & TIME_MASK).is_ok() { given += 1; }
+                _ = places.take(tag, rate, now & TIME_MASK);
+                while places.take(1 << TIME_BITS, rate, now & TIME_MASK).is_ok() { given += 1; }
             }
             prop_assert!(given <= u64::from(share) + (now - began) / rate.interval + 1, "{} in {}", given, now - began);
         }
@@ -243,6 +307,73 @@ mod tests {
         let just_then = START + wait + Duration::from_micros(2);
         assert_eq!(buckets.take_of_client(client(1), rate, just_then), Ok(()));
         assert!(buckets.take_of_client(client(1), rate, just_then).is_err());
+    }
+
+    #[test]
+    fn a_request_whose_time_is_older_than_its_bucket_finds_it_no_fuller() {
+        let (buckets, rate) = (RateBuckets::default(), Rate::new(50, 300).unwrap());
+        let older = |lag: u64| START - Duration::from_micros(lag);
+        let ways: [fn(&RateBuckets, Rate, Duration) -> bool; 2] = [
+            |buckets, rate, at| buckets.take_of_client(client(1), rate, at).is_ok(),
+            |buckets, rate, at| buckets.take_of_all(rate, at).is_ok(),
+        ];
+        for take in ways {
+            // Workers that were held up between their clock and the bucket.
+            let given = (0..4000_u64).filter(|number| take(&buckets, rate, older(number * 7919 % 10_000))).count();
+            assert!((299..=300).contains(&given), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_rate_that_is_changed_leaves_everybody_the_tokens_that_he_has() {
+        let free_after = |before: (u32, u32), used: usize, after: (u32, u32)| {
+            let (before, after) = (Rate::new(before.0, before.1), Rate::new(after.0, after.1));
+            let buckets = RateBuckets::default();
+            let taken = |rate: Rate, most: usize| {
+                let of_client =
+                    (0..most).take_while(|_| buckets.take_of_client(client(1), rate, START).is_ok()).count();
+                let of_all = (0..most).take_while(|_| buckets.take_of_all(rate, START).is_ok()).count();
+                assert_eq!(of_client, of_all);
+                of_client
+            };
+            before.map(|before| taken(before, used));
+            let change = RateChange { before, after };
+            buckets.convert((change, change), START);
+            taken(after.unwrap(), 1000)
+        };
+        for (before, after) in
+            [((50, 300), (50, 100)), ((1, 300), (10, 50)), ((50, 300), (5, 300)), ((5, 300), (50, 300))]
+        {
+            assert_eq!(free_after(before, 300, after), 0, "{before:?} to {after:?}");
+        }
+        assert_eq!(free_after((50, 300), 100, (5, 300)), 200);
+        assert_eq!(free_after((50, 100), 100, (50, 300)), 200);
+        assert_eq!(free_after((0, 300), 0, (50, 300)), 300);
+    }
+
+    #[test]
+    fn a_token_that_was_of_no_use_is_given_back() {
+        let (buckets, rate) = (RateBuckets::default(), Rate::new(1, 2).unwrap());
+        let take = || buckets.take_of_client(client(1), rate, START).is_ok();
+        assert!(take() && take() && !take());
+        buckets.give_back(client(1), rate, START);
+        assert!(take() && !take());
+        // A bucket is never more than full.
+        (0..5).for_each(|_| buckets.give_back(client(1), rate, START));
+        assert!(take() && take() && !take());
+    }
+
+    #[test]
+    fn a_bucket_is_full_again_however_long_nobody_asked_and_empty_for_nobody_else() {
+        let (buckets, rate) = (RateBuckets::default(), Rate::new(1, 1).unwrap());
+        assert!(buckets.take_of_client(client(1), rate, START).is_ok() && buckets.take_of_all(rate, START).is_ok());
+        let all = |now| (0..SETS).for_each(|_| buckets.tidy(now));
+        all(START);
+        assert!(buckets.take_of_client(client(1), rate, START).is_err(), "it is not full");
+        all(START + Duration::from_secs(3600));
+        // A time that is nearly once around: it would be an hour ahead.
+        let around = START + Duration::from_secs((1 << 18) - 3600);
+        assert!(buckets.take_of_client(client(1), rate, around).is_ok() && buckets.take_of_all(rate, around).is_ok());
     }
 
     #[test]

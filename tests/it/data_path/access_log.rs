@@ -146,6 +146,30 @@ fn an_id_is_a_trusted_proxys_or_new_and_never_a_strangers() {
     rig.clearcoat.log().waits_for("\"request\":\"lb-8\"");
 }
 
+#[test]
+fn the_client_of_a_line_is_whom_a_trusted_proxy_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log_config, log) = log_in(folder.path(), "");
+    let edge = "[edge]\nlisten = [\"127.0.0.1:0\"]\nseal = false\ntrusted_proxies = [\"127.0.0.2\"]\nblocked = [\"192.0.2.0/24\"]\n";
+    let rig = Rig::start(&format!("{log_config}{edge}"), vec![always(HIT, Then::KeepAlive)], vec![]);
+    for (number, (from, named, client)) in [
+        ([127, 0, 0, 2], "198.51.100.7", "198.51.100.7"),
+        // It is refused, and one can see whom to ask why.
+        ([127, 0, 0, 2], "192.0.2.7", "192.0.2.7"),
+        ([127, 0, 0, 2], "192.0.2.8, 2001:db8::7", "2001:db8::7"),
+        ([127, 0, 0, 2], "nobody", "127.0.0.2"),
+        ([127, 0, 0, 1], "198.51.100.7", "127.0.0.1"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (path, mut stream) = (format!("/{number}"), Connection::open_from(from, rig.clearcoat.edge).unwrap());
+        stream.send(format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-For: {named}\r\n\r\n")).unwrap();
+        stream.answer(false).unwrap();
+        assert_eq!(log.of(&path)["client"], client, "{named}");
+    }
+}
+
 /// What a line says of a request that failed.
 fn ended(line: &Value) -> (u64, &str, &str) {
     let text = |key: &str| line[key].as_str().unwrap_or_else(|| panic!("no {key} in {line}"));

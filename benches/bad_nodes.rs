@@ -161,7 +161,7 @@ impl Contender {
         let mut config = format!(
             "[edge]\nlisten = [\"127.0.0.1:0\"]\n[purge]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = [\"127.0.0.1:0\"]\n\
              [origin]\nlisten = [\"127.0.0.1:0\"]\npolicy = \"{policy}\"\n[health.web]\ninterval = \"1s\"\ntimeout = \"1s\"\n\
-             [journal]\nkind = \"memory\"\n[log]\nlevel = \"warn\"\n"
+             [journal]\nkind = \"memory\"\n[log]\nlevel = \"info\"\nformat = \"json\"\n"
         );
         for (number, node) in nodes.iter().enumerate() {
             config +=

@@ -195,7 +195,7 @@ fn clearcoat(folder: &Path, origin: SocketAddr, varnish: &[Varnish], web: &Web) 
     let mut config = format!(
         "[edge]\nlisten = [\"127.0.0.1:0\"]\n[purge]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = [\"127.0.0.1:0\"]\n\
          [origin]\nlisten = [\"{origin}\"]\n[health.web]\ninterval = \"1s\"\ntimeout = \"1s\"\n[journal]\nkind = \"memory\"\n\
-         [log]\nlevel = \"warn\"\n"
+         [log]\nlevel = \"info\"\nformat = \"json\"\n"
     );
     for (role, id, address) in
         varnish.iter().map(|node| ("varnish", node.id.as_str(), node.address)).chain([("web", "web-1", web.address)])

@@ -28,10 +28,6 @@ use crate::files::{FilePermit, is_ours};
 use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
-/// How long an idle connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
-/// (`KeepAliveTimeout`) close theirs.
-pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(4);
-
 /// Keepalive probes for a silent peer: an answer in flight lives as long as both of its connections, and without probes
 /// a machine that lost its power would hold one for an hour. Dead after 60 s and three probes, 10 s apart.
 pub const KEEP_ALIVE: TcpKeepalive =
@@ -53,7 +49,9 @@ pub struct UpstreamConnection {
 pub struct Pools {
     /// A tree, because searching a few numbers costs less than hashing one.
     nodes: RefCell<BTreeMap<u64, NodePool>>,
-    /// When they were last swept: exact enough for [`IDLE_LIMIT`], and no clock is read for each request.
+    /// How long an idle connection is kept; zero: not at all.
+    idle_limit: Cell<Duration>,
+    /// When they were last swept: exact enough for `idle_limit`, and no clock is read for each request.
     swept: Cell<Instant>,
     metrics: Arc<Metrics>,
 }
@@ -85,9 +83,19 @@ struct Idle {
 }
 
 impl Pools {
-    /// Empty pools.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Pools { nodes: RefCell::default(), swept: Cell::new(Instant::now()), metrics }
+    /// Empty pools, in which an idle connection is kept for as long as `idle_limit`; if that is zero, not at all.
+    pub fn new(metrics: Arc<Metrics>, idle_limit: Duration) -> Self {
+        Pools {
+            nodes: RefCell::default(),
+            idle_limit: Cell::new(idle_limit),
+            swept: Cell::new(Instant::now()),
+            metrics,
+        }
+    }
+
+    /// Keeps idle connections for so long from now on, those that are idle now as well.
+    pub fn set_idle_limit(&self, idle_limit: Duration) {
+        self.idle_limit.set(idle_limit);
     }
 
     /// The metric handles of a node.
@@ -112,6 +120,9 @@ impl Pools {
 
     /// Keeps a connection after a complete answer.
     pub fn put(&self, node: &Node, connection: UpstreamConnection, owner: Option<SocketAddr>) {
+        if self.idle_limit.get().is_zero() {
+            return;
+        }
         self.with_pool(node, |pool| {
             // The oldest is dropped: its client may have gone, while this one was just here.
             if pool.idle.len() == IDLE_MAX {
@@ -152,11 +163,12 @@ impl Pools {
     /// dropped only after its last request: if it were created anew for that one, its metrics would remain forever.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
         self.swept.set(now);
+        let idle_limit = self.idle_limit.get();
         let mut nodes = self.nodes.borrow_mut();
         nodes.retain(|&endpoint_id, pool| {
             let in_fleet = in_fleet(endpoint_id);
             // The oldest are at the front: connections are taken and returned at the back.
-            let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > IDLE_LIMIT;
+            let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > idle_limit;
             let expired = pool.idle.partition_point(has_expired);
             pool.idle.drain(..expired);
             in_fleet || pool.live.strong_count() > 0

@@ -156,7 +156,7 @@ fn ended(line: &Value) -> (u64, &str, &str) {
 fn who_ended_a_request_and_in_which_phase_is_in_its_line_and_its_counter() {
     let folder = tempfile::tempdir().unwrap();
     let (log_config, log) = log_in(folder.path(), "");
-    let limits = "[limits]\nheader_timeout = \"300ms\"\n";
+    let limits = "[timeouts]\nclient_header = \"300ms\"\n";
     let hold = Gate::default();
     let node = {
         let hold = hold.clone();

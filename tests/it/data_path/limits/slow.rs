@@ -27,7 +27,7 @@ fn drip(stream: &mut TcpStream, piece: &[u8], goes_on: impl Fn() -> bool) {
 
 #[test]
 fn a_head_has_its_time_from_its_first_byte_and_drips_do_not_extend_it() {
-    let limits = "[limits]\nheader_timeout = \"1s\"";
+    let limits = "[timeouts]\nclient_header = \"1s\"";
     let rig = Rig::start(limits, vec![Upstream::echo()], vec![Upstream::echo()]);
     for (address, node) in [(rig.clearcoat.edge, &rig.varnish[0]), (rig.clearcoat.origin, &rig.web[0])] {
         let (mut silent, mut used) = (Connection::open(address).unwrap(), Connection::open(address).unwrap());

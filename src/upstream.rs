@@ -200,3 +200,76 @@ fn is_quiet_now(stream: &TcpStream) -> bool {
     let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
     peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{FileBudget, Plan};
+    use crate::fleet::{NodeId, NodeSpec, Role};
+
+    const KEPT: Duration = Duration::from_secs(4);
+
+    /// A node that accepts, pools, and what a connection to it needs.
+    struct PoolRig {
+        _listener: tokio::net::TcpListener,
+        node: Node,
+        files: FileBudget,
+        pools: Pools,
+        began: Instant,
+    }
+
+    impl PoolRig {
+        async fn new(idle_limit: Duration) -> Self {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let id = NodeId::try_from("a").unwrap();
+            let spec = NodeSpec::new(Role::Web, id, listener.local_addr().unwrap());
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let files = FileBudget::new(&Plan::new(4096, 1, 1), None, &metrics);
+            let node = Node::new(spec, Arc::default(), 1);
+            let (pools, began) = (Pools::new(metrics, idle_limit), Instant::now());
+            pools.sweep(began, |_| true);
+            PoolRig { _listener: listener, node, files, pools, began }
+        }
+
+        /// Connects, and keeps the connection.
+        async fn keep(&self) {
+            let file = self.files.origin_nodes.try_take(1).unwrap();
+            let connection = self.pools.connect(&self.node, file).await.unwrap();
+            self.pools.put(&self.node, connection, None);
+        }
+
+        /// Whether one is kept so long after the beginning.
+        fn is_kept(&self, after: Duration) -> bool {
+            self.pools.sweep(self.began + after, |_| true);
+            let kept = self.pools.get(&self.node, None, Openness::Asked);
+            kept.map(|kept| self.pools.put(&self.node, kept, None)).is_some()
+        }
+
+        /// The same without taking it, which would make it young.
+        fn is_swept(&self, after: Duration) -> bool {
+            self.pools.sweep(self.began + after, |_| true);
+            self.pools.nodes.borrow()[&self.node.endpoint_id].idle.is_empty()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_kept_up_to_the_limit_of_now() {
+        let rig = PoolRig::new(KEPT).await;
+        rig.keep().await;
+        assert!(!rig.is_swept(KEPT) && rig.is_swept(KEPT + Duration::from_millis(1)));
+        rig.pools.set_idle_limit(10 * KEPT);
+        rig.keep().await;
+        assert!(!rig.is_swept(10 * KEPT));
+        // It is used, and so young again.
+        assert!(rig.is_kept(10 * KEPT) && !rig.is_swept(20 * KEPT));
+        rig.pools.set_idle_limit(KEPT);
+        assert!(rig.is_swept(20 * KEPT));
+    }
+
+    #[tokio::test]
+    async fn with_a_limit_of_zero_none_is_kept() {
+        let rig = PoolRig::new(Duration::ZERO).await;
+        rig.keep().await;
+        assert!(!rig.is_kept(Duration::ZERO));
+    }
+}

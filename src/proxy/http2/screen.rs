@@ -371,3 +371,38 @@ fn put_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) 
     out.extend_from_slice(&[kind, flags]);
     out.extend_from_slice(&stream.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_unfinished_from_its_first_byte_to_its_last_and_has_one_number() {
+        let mut wire = vec![b' '; PREFACE];
+        let block = [0x82, 0x87, 0x84];
+        put_head(&mut wire, block.len(), HEADERS, END_STREAM, 1);
+        wire.extend_from_slice(&block);
+        let first = wire.len();
+        put_head(&mut wire, 0, CONTINUATION, END_HEADERS, 1);
+        let continued = wire.len();
+        // Frames of other kinds are not heads, whole or not.
+        put_head(&mut wire, 4, WINDOW_UPDATE, 0, 0);
+        wire.extend_from_slice(&[0, 0, 0, 1]);
+        let updated = wire.len();
+        put_head(&mut wire, block.len(), HEADERS, END_STREAM | END_HEADERS, 3);
+        wire.extend_from_slice(&block);
+        let mut frames = Frames::new(4096);
+        let mut out = Vec::new();
+        for (at, byte) in wire.iter().enumerate() {
+            frames.take(&[*byte], &mut out);
+            // How much there is now, and from where the kind of a frame is known.
+            let len = at + 1;
+            let expected = match len {
+                len if len > PREFACE + FRAME_KIND && len < continued => Some(0),
+                len if len > updated + FRAME_KIND && len < wire.len() => Some(1),
+                _ => None,
+            };
+            assert_eq!(frames.unfinished(), expected, "{len} bytes, of {first} and {continued} and {updated}");
+        }
+    }
+}

@@ -124,7 +124,7 @@ fn drips_an_upload(rig: &Rig, head: &str, piece: &[u8]) {
 }
 
 /// Whether no bytes have arrived.
-fn is_quiet(stream: &TcpStream) -> bool {
+pub(in crate::data_path) fn is_quiet(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let looked = stream.peek(&mut [0]).map_err(|error| error.kind());
     stream.set_nonblocking(false).unwrap();

@@ -33,7 +33,7 @@ const AT_REST: Duration = Duration::from_secs(1);
 
 /// Who owes the next piece of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Awaited {
+pub(super) enum AwaitedSide {
     /// The client is to send or to take it.
     Client,
     /// The node is to send or to take it.
@@ -57,7 +57,7 @@ pub(super) enum Phase {
     /// Waiting for the first byte of an answer.
     FirstByte,
     /// Between two pieces of a body, in either direction.
-    Body(Awaited),
+    Body(AwaitedSide),
     /// From the request for a fragment of a page to the end of its answer. A page without the fragment is worth more
     /// than a page that is this late.
     Fragment,
@@ -95,10 +95,10 @@ impl Phase {
             Phase::Header => timeouts.client_header,
             Phase::Connect => timeouts.connect,
             Phase::FirstByte => timeouts.first_byte,
-            Phase::Body(Awaited::Node) => timeouts.between_bytes,
+            Phase::Body(AwaitedSide::Node) => timeouts.between_bytes,
             // A client that is not known to be there is not awaited for longer than one that is.
-            Phase::Body(Awaited::Client | Awaited::Either) | Phase::Leaving => timeouts.client_body,
-            Phase::Body(Awaited::Event) | Phase::Tunnel => timeouts.tunnel.unwrap_or(Duration::MAX),
+            Phase::Body(AwaitedSide::Client | AwaitedSide::Either) | Phase::Leaving => timeouts.client_body,
+            Phase::Body(AwaitedSide::Event) | Phase::Tunnel => timeouts.tunnel.unwrap_or(Duration::MAX),
             Phase::Fragment => timeouts.fragment,
             Phase::Linger => timeouts.client_fin,
             Phase::Streams => Duration::MAX,
@@ -251,7 +251,7 @@ impl Deadlines {
                 continue;
             }
             let at_rest = slot.phase == Phase::Idle && now.saturating_sub(slot.since) >= AT_REST;
-            let too_slow = slot.phase == Phase::Body(Awaited::Client) && slot.pace.is_too_slow(elapsed);
+            let too_slow = slot.phase == Phase::Body(AwaitedSide::Client) && slot.pace.is_too_slow(elapsed);
             let overdue = |limit| slot.phase.is_exchange() && slot.began.is_some_and(|began| lasted(began) >= limit);
             slot.fired = if lasted(slot.since) >= slot.phase.limit(&timeouts) || too_slow {
                 Some(Interrupt::Timeout)
@@ -340,7 +340,7 @@ impl Deadline {
 
     /// Ready if the wait for a piece of a body is to end. The time of whoever is `awaited` counts from when that began, or
     /// from the last piece: what one side has taken is not charged to the other.
-    pub(super) fn poll_body(&self, cx: &mut Context<'_>, awaited: Awaited) -> Poll<Interrupt> {
+    pub(super) fn poll_body(&self, cx: &mut Context<'_>, awaited: AwaitedSide) -> Poll<Interrupt> {
         self.with(|slot, now| {
             let phase = Phase::Body(awaited);
             if slot.phase != phase {
@@ -415,7 +415,7 @@ mod tests {
         let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
         let later = deadlines.register(Stage::Emptying, 0);
-        working.enter(Phase::Body(Awaited::Node));
+        working.enter(Phase::Body(AwaitedSide::Node));
         deadlines.sweep(AT_REST, Stage::Draining, false, |_| None);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
         assert_eq!(interrupted(&later), None);
@@ -429,7 +429,7 @@ mod tests {
         let [_resting, lingering, upload, fetch] = [Stage::Draining, Stage::Draining, Stage::Draining, Stage::Emptying]
             .map(|drains_at| deadlines.register(drains_at, 0));
         lingering.enter(Phase::Linger);
-        upload.enter(Phase::Body(Awaited::Client));
+        upload.enter(Phase::Body(AwaitedSide::Client));
         fetch.enter(Phase::FirstByte);
         assert_eq!((deadlines.requests(Stage::Draining), deadlines.requests(Stage::Emptying)), (1, 1));
     }
@@ -449,14 +449,14 @@ mod tests {
     fn connections_at_rest_make_room_in_a_crowd() {
         let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
-        working.enter(Phase::Body(Awaited::Node));
+        working.enter(Phase::Body(AwaitedSide::Node));
         deadlines.sweep(AT_REST, Stage::Running, true, |_| None);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
     /// Sweeps for `seconds` while the body moves at `rate` bytes a second, after `first` bytes at once; returns whether
     /// the client survived.
-    fn survives(first: u64, rate: u64, seconds: u64, awaited: Awaited) -> bool {
+    fn survives(first: u64, rate: u64, seconds: u64, awaited: AwaitedSide) -> bool {
         let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let deadline = deadlines.register(Stage::Draining, 500);
         deadline.enter(Phase::Body(awaited));
@@ -474,18 +474,18 @@ mod tests {
 
     #[test]
     fn a_client_that_trickles_is_cut_and_one_behind_a_slow_node_is_not() {
-        assert!(survives(0, 600, 60, Awaited::Client));
-        assert!(survives(0, 100, 19, Awaited::Client));
-        assert!(!survives(0, 100, 25, Awaited::Client));
-        for not_judged in [Awaited::Node, Awaited::Either, Awaited::Event] {
+        assert!(survives(0, 600, 60, AwaitedSide::Client));
+        assert!(survives(0, 100, 19, AwaitedSide::Client));
+        assert!(!survives(0, 100, 25, AwaitedSide::Client));
+        for not_judged in [AwaitedSide::Node, AwaitedSide::Either, AwaitedSide::Event] {
             assert!(survives(0, 100, 60, not_judged), "{not_judged:?}");
         }
     }
 
     #[test]
     fn what_a_client_took_quickly_is_no_credit_for_its_trickle_afterwards() {
-        assert!(survives(10_000_000, 100, 39, Awaited::Client));
-        assert!(!survives(10_000_000, 100, 45, Awaited::Client));
+        assert!(survives(10_000_000, 100, 39, AwaitedSide::Client));
+        assert!(!survives(10_000_000, 100, 45, AwaitedSide::Client));
     }
 
     /// Limits that differ all, in seconds.
@@ -508,16 +508,16 @@ mod tests {
     fn each_phase_has_the_limit_that_is_set_for_it_to_the_sweep() {
         for (phase, seconds) in [
             (Phase::Header, 1),
-            (Phase::Body(Awaited::Client), 2),
-            (Phase::Body(Awaited::Either), 2),
+            (Phase::Body(AwaitedSide::Client), 2),
+            (Phase::Body(AwaitedSide::Either), 2),
             (Phase::Leaving, 2),
             (Phase::Linger, 3),
             (Phase::Connect, 4),
             (Phase::FirstByte, 5),
-            (Phase::Body(Awaited::Node), 6),
+            (Phase::Body(AwaitedSide::Node), 6),
             (Phase::Fragment, 7),
             (Phase::Idle, 8),
-            (Phase::Body(Awaited::Event), 9),
+            (Phase::Body(AwaitedSide::Event), 9),
             (Phase::Tunnel, 9),
         ] {
             let deadlines = Rc::new(Deadlines::new(distinct()));
@@ -534,7 +534,7 @@ mod tests {
     #[test]
     fn a_limit_of_none_ends_no_wait() {
         let deadlines = Rc::new(Deadlines::new(Timeouts { tunnel: None, request: None, ..distinct() }));
-        for phase in [Phase::Tunnel, Phase::Body(Awaited::Event), Phase::Streams] {
+        for phase in [Phase::Tunnel, Phase::Body(AwaitedSide::Event), Phase::Streams] {
             let deadline = deadlines.register(Stage::Draining, 0);
             deadline.begin_request();
             deadline.enter(phase);
@@ -544,7 +544,7 @@ mod tests {
     }
 
     /// Polls a body at these times, in seconds, for whom it waits then; returns whether each wait went on.
-    fn waits<const N: usize>(timeouts: Timeouts, steps: [(u64, Awaited); N]) -> [bool; N] {
+    fn waits<const N: usize>(timeouts: Timeouts, steps: [(u64, AwaitedSide); N]) -> [bool; N] {
         let deadlines = Rc::new(Deadlines::new(timeouts));
         let deadline = deadlines.register(Stage::Draining, 0);
         deadline.enter(Phase::Body(steps[0].1));
@@ -556,7 +556,7 @@ mod tests {
 
     #[test]
     fn whoever_is_awaited_has_all_of_its_time_though_the_other_took_its_own() {
-        use Awaited::{Client, Node};
+        use AwaitedSide::{Client, Node};
         let timeouts = Timeouts {
             client_body: Duration::from_secs(10),
             between_bytes: Duration::from_secs(100),
@@ -572,7 +572,7 @@ mod tests {
 
     #[test]
     fn an_event_stream_may_pause_while_both_ends_are_there_and_not_longer_than_a_tunnel() {
-        use Awaited::{Client, Either, Event};
+        use AwaitedSide::{Client, Either, Event};
         let default = Timeouts::default();
         assert_eq!(waits(default, [(0, Event), (66, Event), (3599, Event), (3600, Event)]), [true, true, true, false]);
         // The client may have gone: from now on it is not awaited for longer than any.
@@ -594,7 +594,8 @@ mod tests {
         for deadline in [&moving, &phases, &tunnel, &resting] {
             deadline.begin_request();
         }
-        let waits = |deadline: &Deadline| deadline.poll_body(&mut Context::from_waker(Waker::noop()), Awaited::Node);
+        let waits =
+            |deadline: &Deadline| deadline.poll_body(&mut Context::from_waker(Waker::noop()), AwaitedSide::Node);
         for at in 1..=30 {
             moving.advance(1);
             assert_eq!((waits(&moving), waits(&unlimited)), (Poll::Pending, Poll::Pending), "after {at} s");

@@ -43,7 +43,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::Frontend;
 use super::client::{Client, Disposition, PeerAddress};
-use super::deadline::{Awaited, Deadline, Interrupt, Phase};
+use super::deadline::{AwaitedSide, Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
 use super::stream::Stream;
@@ -314,7 +314,7 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
     }
     // A cut answer has had its time. The rest of a complete one has as long as any piece of it had.
     deadline.end_request();
-    deadline.enter(if after == Disposition::Reset { Phase::Linger } else { Phase::Body(Awaited::Client) });
+    deadline.enter(if after == Disposition::Reset { Phase::Linger } else { Phase::Body(AwaitedSide::Client) });
     match after {
         Disposition::Reset => stream.reset(),
         Disposition::KeepAlive | Disposition::Close | Disposition::Linger => stream.finish(),

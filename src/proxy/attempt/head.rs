@@ -18,7 +18,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::super::bypass;
-use super::super::deadline::{Awaited, Phase};
+use super::super::deadline::{AwaitedSide, Phase};
 use super::super::failure::Failure;
 use super::super::latency;
 use super::super::request::Request;
@@ -90,7 +90,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
         upload.poll(cx, client, &mut upstream.stream)?;
         let sent = upload.needs_no_more();
-        let owing = if upload.waits_for_node() { Awaited::Node } else { Awaited::Client };
+        let owing = if upload.waits_for_node() { AwaitedSide::Node } else { AwaitedSide::Client };
         let moved = upload.take_moved() + mem::take(&mut self.held_lately);
         if *entered != Some(sent) {
             *entered = Some(sent);
@@ -326,7 +326,7 @@ impl Exchange<'_> {
         if passes && self.client.version(head.version) == Version::Http11 {
             to_client.clear();
             write_response(to_client, response, Version::Http11, true);
-            self.client.deadline.enter(Phase::Body(Awaited::Client));
+            self.client.deadline.enter(Phase::Body(AwaitedSide::Client));
             self.client.send(to_client).await?;
         }
         answer.drain(..len);

@@ -21,7 +21,7 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use super::super::deadline::{Awaited, Interrupt};
+use super::super::deadline::{AwaitedSide, Interrupt};
 use super::super::failure::Failure;
 use super::Exchange;
 use super::head::AwaitingHead;
@@ -34,7 +34,7 @@ const PROBES: u32 = 5;
 impl AwaitingHead<'_, '_> {
     /// Ready with the reason if the wait for the answer's head is to end. `awaited`: who owes the next piece of the request;
     /// `None` once it is sent.
-    pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, awaited: Option<Awaited>) -> Poll<Failure> {
+    pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, awaited: Option<AwaitedSide>) -> Poll<Failure> {
         loop {
             let deadline = &self.exchange.client.deadline;
             let interrupt = ready!(match awaited {
@@ -42,7 +42,7 @@ impl AwaitingHead<'_, '_> {
                 None => deadline.poll(cx),
             });
             if !matches!(interrupt, Interrupt::NodeDown | Interrupt::NodeGone) {
-                let is_client = awaited == Some(Awaited::Client);
+                let is_client = awaited == Some(AwaitedSide::Client);
                 let late = if is_client { Failure::ClientTimeout } else { Failure::NodeTimeout };
                 return Poll::Ready(Failure::interrupted(interrupt, late));
             }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use super::super::client::Disposition;
-use super::super::deadline::{Awaited, Phase};
+use super::super::deadline::{AwaitedSide, Phase};
 use super::super::failure::Failure;
 use super::super::splice::{self, Splice};
 use super::super::stream::Stream;
@@ -138,23 +138,23 @@ impl<'a, 'e> Relaying<'a, 'e> {
         deadline.poll_body(cx, awaited).map(|interrupt| {
             let late = io::ErrorKind::TimedOut.into();
             let late = match awaited {
-                Awaited::Client | Awaited::Either => Failure::ClientGone(late),
-                Awaited::Node | Awaited::Event => Failure::CutAnswer(late),
+                AwaitedSide::Client | AwaitedSide::Either => Failure::ClientGone(late),
+                AwaitedSide::Node | AwaitedSide::Event => Failure::CutAnswer(late),
             };
             Err(Failure::interrupted(interrupt, late))
         })
     }
 
     /// Who owes the next piece. An answer of announced length is no event stream: who has begun it has it.
-    fn awaited(&self, waits_for_client: bool, client_there: bool) -> Awaited {
+    fn awaited(&self, waits_for_client: bool, client_there: bool) -> AwaitedSide {
         if waits_for_client {
-            Awaited::Client
+            AwaitedSide::Client
         } else if self.download.body.has_known_length() {
-            Awaited::Node
+            AwaitedSide::Node
         } else if client_there {
-            Awaited::Event
+            AwaitedSide::Event
         } else {
-            Awaited::Either
+            AwaitedSide::Either
         }
     }
 

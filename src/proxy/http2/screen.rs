@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_head_is_unfinished_from_its_first_byte_to_its_last_and_has_one_number() {
+    fn a_head_is_unfinished_from_its_first_byte_to_its_last() {
         let mut wire = vec![b' '; PREFACE];
         let block = [0x82, 0x87, 0x84];
         put_head(&mut wire, block.len(), HEADERS, END_STREAM, 1);

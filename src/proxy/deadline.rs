@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_stream_may_pause_while_both_ends_are_there_and_not_longer_than_a_tunnel() {
+    fn an_event_stream_may_pause_for_as_long_as_a_tunnel_while_both_ends_live() {
         use AwaitedSide::{Client, Either, Event};
         let default = Timeouts::default();
         assert_eq!(waits(default, [(0, Event), (66, Event), (3599, Event), (3600, Event)]), [true, true, true, false]);
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_request_has_its_limit_whatever_moves_meanwhile_and_a_tunnel_has_not() {
+    fn a_whole_request_has_its_limit_whatever_moves_and_a_tunnel_has_not() {
         let timeouts = Timeouts { request: Some(Duration::from_secs(30)), ..Timeouts::default() };
         let deadlines = Rc::new(Deadlines::new(timeouts));
         let [moving, phases, tunnel, resting, unlimited] = [(); 5].map(|()| deadlines.register(Stage::Emptying, 0));
@@ -618,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_gives_waits_under_way_the_new_limit_from_then_on_and_cuts_none() {
+    fn a_reload_gives_waits_under_way_the_new_limit_from_then_on() {
         let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let deadline = deadlines.register(Stage::Draining, 0);
         deadline.begin_request();

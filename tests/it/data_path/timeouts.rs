@@ -187,7 +187,7 @@ fn a_node_that_takes_no_connection_costs_a_reader_no_more_than_connect() {
 }
 
 #[test]
-fn a_node_that_does_not_begin_its_answer_is_given_up_after_first_byte_and_none_else_is_asked() {
+fn a_node_that_does_not_begin_its_answer_is_given_up_after_first_byte() {
     let gate = Gate::default();
     let timed = Timed::start(&[("first_byte", "2s")], node(&gate));
     let began = Instant::now();
@@ -210,7 +210,7 @@ fn a_node_that_does_not_begin_its_answer_is_given_up_after_first_byte_and_none_e
 }
 
 #[test]
-fn a_node_that_stops_in_the_middle_of_its_answer_is_cut_off_after_between_bytes() {
+fn a_node_that_stops_in_mid_answer_is_cut_off_after_between_bytes() {
     let gate = Gate::default();
     let timed = Timed::start(&[("between_bytes", "2s")], node(&gate));
     let mut drips = timed.edge();
@@ -259,6 +259,7 @@ fn a_node_that_takes_no_more_of_an_upload_is_given_up_after_between_bytes() {
     for path in ["/unread?1", "/unread?2"] {
         assert_eq!(timed.ended(path), as_told(504, "sH", "timeout"), "{path}");
     }
+    timed.secure.rig.clearcoat.log().waits_for_count("node failed a request", 2);
 }
 
 #[test]
@@ -358,7 +359,7 @@ fn half_head(stream: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_head_by_http2_has_its_time_from_its_first_byte_and_no_drip_or_stream_extends_it() {
+fn a_head_by_http2_has_its_time_and_no_drip_or_stream_extends_it() {
     let gate = Gate::default();
     let timed = Timed::start(&[("client_header", "2s")], node(&gate));
     let address = timed.secure.address();
@@ -476,7 +477,7 @@ fn who_was_answered_early_may_go_on_for_client_fin_between_two_pieces() {
 }
 
 #[test]
-fn a_tunnel_through_which_nothing_moves_ends_and_one_that_is_used_does_not() {
+fn a_tunnel_through_which_nothing_moves_ends_and_a_used_one_does_not() {
     let timed = Timed::start(&[("tunnel", "2s")], node(&Gate::opened()));
     let tunnel = || {
         let mut client = timed.edge();
@@ -524,16 +525,16 @@ fn a_reload_changes_the_limit_of_who_is_awaited_and_cuts_nobody_at_once() {
     waiting.send(get_request("/silent")).unwrap();
     eventually("the node has it", || (rig.inflight() == 1.0).then_some(()));
     // Both have waited for longer than they may from now on.
-    std::thread::sleep(LONGER);
+    std::thread::sleep(Duration::from_secs(6));
     reloaded(&rig, |config| {
-        set(config, "timeouts", "first_byte", "2s");
-        set(config, "timeouts", "keep_alive", "2s");
+        set(config, "timeouts", "first_byte", "5s");
+        set(config, "timeouts", "keep_alive", "5s");
     });
     let began = Instant::now();
     assert_eq!(ask(&mut resting, "/").status, 200, "it was not closed");
     assert_eq!(waiting.answer(false).unwrap().status, 504);
     // It is told of as applied a little later than it is.
     let waited = began.elapsed();
-    assert!(waited > Duration::from_millis(800) && waited < Duration::from_secs(30), "after {waited:?}");
+    assert!(waited > Duration::from_secs(3) && waited < Duration::from_secs(30), "after {waited:?}");
     assert_eq!(resting.rest(), (Vec::new(), Ending::Clean));
 }

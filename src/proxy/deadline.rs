@@ -345,6 +345,8 @@ impl Deadline {
             let phase = Phase::Body(awaited);
             if slot.phase != phase {
                 (slot.phase, slot.since) = (phase, now);
+                // What it was late for has come.
+                slot.clear();
             }
         });
         self.poll(cx)
@@ -565,6 +567,11 @@ mod tests {
         // The node took 99 s for a piece of which the client takes nothing at first.
         let taken = waits(timeouts, [(0, Node), (99, Client), (108, Client), (109, Client)]);
         assert_eq!(taken, [true, true, true, false]);
+        // A piece that comes as its time ends is not late for the other one.
+        assert_eq!(
+            waits(timeouts, [(0, Node), (100, Client), (109, Client), (110, Client)]),
+            [true, true, true, false]
+        );
         // And the other way round: what the client took is not charged to the node.
         let taken = waits(timeouts, [(0, Client), (9, Node), (108, Node), (109, Node)]);
         assert_eq!(taken, [true, true, true, false]);

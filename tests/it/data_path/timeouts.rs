@@ -2,6 +2,7 @@
 //! that nobody else is ended. All other limits of a test are far away, so that it can only be this one.
 
 mod request;
+mod silence;
 
 use std::io::Write;
 use std::net::Shutdown;

@@ -222,6 +222,12 @@ fn kernel_connections() -> impl Iterator<Item = KernelConnection> {
     rows.into_iter()
 }
 
+/// The local ports of the connections to this address that are established.
+pub fn local_ports_to(remote: SocketAddr) -> Vec<u16> {
+    let connections = kernel_connections().filter(|connection| connection.remote == remote && connection.state == "01");
+    connections.map(|connection| connection.local.port()).collect()
+}
+
 /// Whether the server at this address has noticed every connection that its client has closed.
 pub fn has_seen_all_ends(address: SocketAddr) -> bool {
     !kernel_connections().any(|connection| connection.local == address && connection.state == "08")

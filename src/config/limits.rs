@@ -1,10 +1,10 @@
 //! `[limits]`: what one stranger may take.
 //!
 //! Each limit bounds something that a client, or a page that went wrong, could otherwise grow for ever: a buffer, a
-//! list, a share of the open files (how long is waited for it: `[timeouts]`). They hold for the edge and for the origin listener, because an answer
-//! passes both, and a request that one lets through would only fail at the other. What tells one client from another
-//! holds for the edge alone: the clients of the origin are the Varnish nodes, who are few, are trusted, and are as slow
-//! as the clients they wait for.
+//! list, a share of the open files; waits are bounded by `[timeouts]`. They hold for the edge and for the origin
+//! listener, because an answer passes both, and a request that one lets through would only fail at the other. What
+//! tells one client from another holds for the edge alone: the clients of the origin are the Varnish nodes, who are
+//! few, are trusted, and are as slow as the clients they wait for.
 
 use std::num::{NonZeroU64, NonZeroUsize};
 

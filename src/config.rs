@@ -40,6 +40,7 @@ mod remarks;
 mod settings;
 mod source;
 mod text;
+mod timeouts;
 mod token;
 mod traces;
 mod url;
@@ -67,6 +68,7 @@ pub use purge::{PurgeListener, WaitFor};
 pub use remarks::stray_agent_variables;
 pub use settings::{Section, Setting, sections};
 pub use source::{ConfigSource, ConfigText, NamedFiles};
+pub use timeouts::Timeouts;
 pub use token::{Token, TokenError};
 pub use traces::Traces;
 pub use url::ServerUrl;
@@ -85,6 +87,8 @@ pub struct Config {
     pub origin: Origin,
     /// What a client, or an answer, may take.
     pub limits: Limits,
+    /// How long the traffic waits.
+    pub timeouts: Timeouts,
     /// Purges from Magento to every Varnish.
     pub purge: PurgeListener,
     /// Metrics, status page and API.

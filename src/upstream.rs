@@ -28,10 +28,6 @@ use crate::files::{FilePermit, is_ours};
 use crate::fleet::{Live, Node};
 use crate::telemetry::{Metrics, NodeMetrics};
 
-/// How long an idle connection is kept. Below the 5 s after which Varnish (`timeout_idle`) and Apache
-/// (`KeepAliveTimeout`) close theirs.
-pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(4);
-
 /// Keepalive probes for a silent peer: an answer in flight lives as long as both of its connections, and without probes
 /// a machine that lost its power would hold one for an hour. Dead after 60 s and three probes, 10 s apart.
 pub const KEEP_ALIVE: TcpKeepalive =
@@ -53,7 +49,9 @@ pub struct UpstreamConnection {
 pub struct Pools {
     /// A tree, because searching a few numbers costs less than hashing one.
     nodes: RefCell<BTreeMap<u64, NodePool>>,
-    /// When they were last swept: exact enough for [`IDLE_LIMIT`], and no clock is read for each request.
+    /// How long an idle connection is kept; zero: not at all.
+    idle_limit: Cell<Duration>,
+    /// When they were last swept: exact enough for `idle_limit`, and no clock is read for each request.
     swept: Cell<Instant>,
     metrics: Arc<Metrics>,
 }
@@ -85,9 +83,19 @@ struct Idle {
 }
 
 impl Pools {
-    /// Empty pools.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Pools { nodes: RefCell::default(), swept: Cell::new(Instant::now()), metrics }
+    /// Empty pools, in which an idle connection is kept for as long as `idle_limit`; if that is zero, not at all.
+    pub fn new(metrics: Arc<Metrics>, idle_limit: Duration) -> Self {
+        Pools {
+            nodes: RefCell::default(),
+            idle_limit: Cell::new(idle_limit),
+            swept: Cell::new(Instant::now()),
+            metrics,
+        }
+    }
+
+    /// Keeps idle connections for so long from now on, those that are idle now as well.
+    pub fn set_idle_limit(&self, idle_limit: Duration) {
+        self.idle_limit.set(idle_limit);
     }
 
     /// The metric handles of a node.
@@ -112,6 +120,9 @@ impl Pools {
 
     /// Keeps a connection after a complete answer.
     pub fn put(&self, node: &Node, connection: UpstreamConnection, owner: Option<SocketAddr>) {
+        if self.idle_limit.get().is_zero() {
+            return;
+        }
         self.with_pool(node, |pool| {
             // The oldest is dropped: its client may have gone, while this one was just here.
             if pool.idle.len() == IDLE_MAX {
@@ -152,11 +163,12 @@ impl Pools {
     /// dropped only after its last request: if it were created anew for that one, its metrics would remain forever.
     pub fn sweep(&self, now: Instant, in_fleet: impl Fn(u64) -> bool) {
         self.swept.set(now);
+        let idle_limit = self.idle_limit.get();
         let mut nodes = self.nodes.borrow_mut();
         nodes.retain(|&endpoint_id, pool| {
             let in_fleet = in_fleet(endpoint_id);
             // The oldest are at the front: connections are taken and returned at the back.
-            let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > IDLE_LIMIT;
+            let has_expired = |idle: &Idle| !in_fleet || now.duration_since(idle.since) > idle_limit;
             let expired = pool.idle.partition_point(has_expired);
             pool.idle.drain(..expired);
             in_fleet || pool.live.strong_count() > 0
@@ -187,4 +199,77 @@ fn is_quiet(stream: &mut TcpStream) -> bool {
 fn is_quiet_now(stream: &TcpStream) -> bool {
     let peeked = socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
     peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::{FileBudget, Plan};
+    use crate::fleet::{NodeId, NodeSpec, Role};
+
+    const KEPT: Duration = Duration::from_secs(4);
+
+    /// A node that accepts, pools, and what a connection to it needs.
+    struct PoolRig {
+        _listener: tokio::net::TcpListener,
+        node: Node,
+        files: FileBudget,
+        pools: Pools,
+        began: Instant,
+    }
+
+    impl PoolRig {
+        async fn new(idle_limit: Duration) -> Self {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let id = NodeId::try_from("a").unwrap();
+            let spec = NodeSpec::new(Role::Web, id, listener.local_addr().unwrap());
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let files = FileBudget::new(&Plan::new(4096, 1, 1), None, &metrics);
+            let node = Node::new(spec, Arc::default(), 1);
+            let (pools, began) = (Pools::new(metrics, idle_limit), Instant::now());
+            pools.sweep(began, |_| true);
+            PoolRig { _listener: listener, node, files, pools, began }
+        }
+
+        /// Connects, and keeps the connection.
+        async fn keep(&self) {
+            let file = self.files.origin_nodes.try_take(1).unwrap();
+            let connection = self.pools.connect(&self.node, file).await.unwrap();
+            self.pools.put(&self.node, connection, None);
+        }
+
+        /// Whether one is kept so long after the beginning.
+        fn is_kept(&self, after: Duration) -> bool {
+            self.pools.sweep(self.began + after, |_| true);
+            let kept = self.pools.get(&self.node, None, Openness::Asked);
+            kept.map(|kept| self.pools.put(&self.node, kept, None)).is_some()
+        }
+
+        /// The same without taking it, which would make it young.
+        fn is_swept(&self, after: Duration) -> bool {
+            self.pools.sweep(self.began + after, |_| true);
+            self.pools.nodes.borrow()[&self.node.endpoint_id].idle.is_empty()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_kept_up_to_the_limit_of_now() {
+        let rig = PoolRig::new(KEPT).await;
+        rig.keep().await;
+        assert!(!rig.is_swept(KEPT) && rig.is_swept(KEPT + Duration::from_millis(1)));
+        rig.pools.set_idle_limit(10 * KEPT);
+        rig.keep().await;
+        assert!(!rig.is_swept(10 * KEPT));
+        // It is used, and so young again.
+        assert!(rig.is_kept(10 * KEPT) && !rig.is_swept(20 * KEPT));
+        rig.pools.set_idle_limit(KEPT);
+        assert!(rig.is_swept(20 * KEPT));
+    }
+
+    #[tokio::test]
+    async fn with_a_limit_of_zero_none_is_kept() {
+        let rig = PoolRig::new(Duration::ZERO).await;
+        rig.keep().await;
+        assert!(!rig.is_kept(Duration::ZERO));
+    }
 }

@@ -71,6 +71,7 @@ impl TrafficParts {
             edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics(), parts),
             origin: Frontend { error_pages: Arc::clone(pages), ..origin },
             limits: config.limits.clone(),
+            timeouts: config.timeouts,
             failing: FailureStatuses::new(&config.health),
             access,
         }

@@ -6,6 +6,7 @@
 mod edge_rules;
 mod etcd;
 mod kubernetes;
+mod timeouts;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -29,7 +30,6 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD: RangeInclusive<usize> = 1024..=1 << 20;
 const FIELDS: RangeInclusive<usize> = 16..=256;
-const LONGEST_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
@@ -125,6 +125,9 @@ impl Config {
         self.check_listeners(&mut rules);
         check_edge(&self.edge, &mut rules);
         check_limits(&self.limits, &mut rules);
+        for (key, reason) in self.timeouts.faults() {
+            rules.require(false, format!("timeouts.{key}"), reason);
+        }
         let ack_timeout = self.purge.ack_timeout;
         let in_bounds = !ack_timeout.is_zero() && ack_timeout <= LONGEST_ACK_TIMEOUT;
         rules.require(in_bounds, "purge.ack_timeout", "must be above 0s and at most 60s");
@@ -350,8 +353,6 @@ fn check_limits(limits: &Limits, rules: &mut RuleCheck) {
     let (least, most) = FIELDS.into_inner();
     let in_bounds = FIELDS.contains(&limits.max_fields);
     rules.require(in_bounds, "limits.max_fields", format!("must be {least} to {most}"));
-    let in_bounds = !limits.header_timeout.is_zero() && limits.header_timeout <= LONGEST_HEADER_TIMEOUT;
-    rules.require(in_bounds, "limits.header_timeout", "must be above 0s and at most 600s");
 }
 
 fn check_methods(methods: &[String], rules: &mut RuleCheck) {

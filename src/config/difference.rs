@@ -21,7 +21,7 @@ impl Config {
     /// # Errors
     /// What is wrong with the mixture: a value that only goes with one that needs a restart. Names the key and what is allowed.
     pub fn adopting(&self, new: &Config) -> Result<Config, String> {
-        let Config { edge, origin, limits, purge, admin, nodes, health, shutdown, log, .. } = new.clone();
+        let Config { edge, origin, limits, timeouts, purge, admin, nodes, health, shutdown, log, .. } = new.clone();
         let mut health = health;
         health.varnish.trial = self.health.varnish.trial;
         let adopted = Config {
@@ -34,6 +34,7 @@ impl Config {
             },
             origin: Origin { listen: self.origin.listen.clone(), ..origin },
             limits,
+            timeouts,
             purge: PurgeListener {
                 allow: purge.allow,
                 methods: purge.methods,
@@ -176,6 +177,8 @@ mod tests {
             ("origin.guard", "CLEARCOAT_ORIGIN__GUARD", "false"),
             ("limits.max_body", "CLEARCOAT_LIMITS__MAX_BODY", "5"),
             ("limits.max_connections", "CLEARCOAT_LIMITS__MAX_CONNECTIONS", "5"),
+            ("timeouts.first_byte", "CLEARCOAT_TIMEOUTS__FIRST_BYTE", "5s"),
+            ("timeouts.tunnel", "CLEARCOAT_TIMEOUTS__TUNNEL", "0s"),
             ("purge.allow", "CLEARCOAT_PURGE__ALLOW", "10.0.0.0/8"),
             ("purge.max_bans_per_second", "CLEARCOAT_PURGE__MAX_BANS_PER_SECOND", "1"),
             ("purge.gather", "CLEARCOAT_PURGE__GATHER", "2s"),

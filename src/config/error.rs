@@ -9,9 +9,13 @@ use super::nearest::nearest;
 use super::places::{KeyPlaces, TextPlace};
 use super::raw::{Located, PathStep, Raw};
 use super::read::Reason;
+use super::remarks::variable_of;
 
 /// The most keys of other tables that are named for one that is unknown.
 const MOST_MEANT: usize = 3;
+
+/// Keys that have another place now, with the same meaning and range.
+const MOVED: [(&str, &str); 1] = [("limits.header_timeout", "timeouts.client_header")];
 
 /// One thing that is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +129,10 @@ impl ErrorReport {
         let source_name = self.source_of(&found);
         // What a key that does not exist was meant to hold, nobody knows: it may be a secret.
         let is_unknown = matches!(reason, Reason::UnknownKey(_));
-        let reason = reason.suggesting(meant(reason, &found).as_deref());
+        let reason = match moved(&found) {
+            Some(now) if is_unknown => format!("is {now} now, with the same meaning and range"),
+            _ => reason.suggesting(meant(reason, &found).as_deref()),
+        };
         let value = shown(&found.key, found.value).filter(|_| !is_unknown);
         self.errors.push(ConfigError::Key { source_name, key: found.key, value, reason });
     }
@@ -175,6 +182,12 @@ impl ErrorReport {
     }
 }
 
+/// What a key, or its variable, is called now that is written as it was.
+fn moved(found: &Located) -> Option<String> {
+    let (_, now) = MOVED.into_iter().find(|(before, _)| *before == found.key)?;
+    Some(if found.variable.is_some() { variable_of(now) } else { now.to_owned() })
+}
+
 /// What may have been meant: a word that is nearly so, or the same key of another table.
 fn meant(reason: &Reason, found: &Located) -> Option<String> {
     match reason {
@@ -206,4 +219,18 @@ fn shown(key: &str, value: Option<String>) -> Option<String> {
 fn steps(path: &str) -> Vec<PathStep> {
     let parts = path.split(['.', '[']).map(|part| part.trim_end_matches(']'));
     parts.map(|part| part.parse().map_or_else(|_| PathStep::Key(part.to_owned()), PathStep::Item)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_moved_is_gone_from_its_place_and_is_at_the_other() {
+        let keys = Config::keys();
+        for (before, now) in MOVED {
+            assert!(keys.iter().all(|key| key != before), "{before}");
+            assert!(keys.iter().any(|key| key == now), "{now}");
+        }
+    }
 }

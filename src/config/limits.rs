@@ -1,18 +1,16 @@
 //! `[limits]`: what one stranger may take.
 //!
 //! Each limit bounds something that a client, or a page that went wrong, could otherwise grow for ever: a buffer, a
-//! list, a wait, a share of the open files. They hold for the edge and for the origin listener, because an answer
-//! passes both, and a request that one lets through would only fail at the other. What tells one client from another
-//! holds for the edge alone: the clients of the origin are the Varnish nodes, who are few, are trusted, and are as slow
-//! as the clients they wait for.
+//! list, a share of the open files; waits are bounded by `[timeouts]`. They hold for the edge and for the origin
+//! listener, because an answer passes both, and a request that one lets through would only fail at the other. What
+//! tells one client from another holds for the edge alone: the clients of the origin are the Varnish nodes, who are
+//! few, are trusted, and are as slow as the clients they wait for.
 
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::optional::zero_is_none;
-use super::text;
 use crate::http1::HeadLimits;
 
 /// `[limits]`: edge and origin, unless a key says otherwise.
@@ -32,10 +30,6 @@ pub struct Limits {
     /// how large an upload may be is the shop's own decision.
     #[serde(with = "zero_is_none")]
     pub max_body: Option<NonZeroU64>,
-    /// How long a request's head may take from its first byte to its last; then the answer is 408. The same time is
-    /// given to a TLS handshake and to a PROXY header. Above 0s, at most 600s, default 10s.
-    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
-    pub header_timeout: Duration,
     /// Edge only. How many bytes a second a client must send or take of a body, over each 20 s in which it was waited
     /// for; 0 is no such limit. Default 500, as Apache's mod_reqtimeout has it.
     #[serde(with = "zero_is_none")]
@@ -75,7 +69,6 @@ impl Default for Limits {
             max_answer_head: 128 << 10,
             max_fields: 100,
             max_body: None,
-            header_timeout: Duration::from_secs(10),
             min_body_rate: NonZeroU64::new(500),
             max_connections: None,
             max_connections_per_address: None,

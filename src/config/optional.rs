@@ -58,3 +58,24 @@ pub(super) mod zero_is_none {
         }
     }
 }
+
+/// A duration: 0 is read as `None`.
+pub(super) mod zero_duration_is_none {
+    use std::time::Duration;
+
+    use super::super::text;
+    use super::*;
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        text::one(deserializer).map(|duration: Duration| Some(duration).filter(|duration| !duration.is_zero()))
+    }
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        text::write_duration(&duration.unwrap_or_default(), serializer)
+    }
+}

@@ -175,6 +175,7 @@ fn a_wrong_variable_is_named_with_its_key_and_value() {
         ("CLEARCOAT_EDGE__POLCY", "random", "unknown key; did you mean edge.policy? allowed: listen, policy, "),
         ("CLEARCOAT_EGDE__LISTEN", "x", "egde: unknown key; did you mean edge? allowed: edge, origin, "),
         ("CLEARCOAT_EDGE__MAX_BODY", "1", "unknown key; did you mean limits.max_body? allowed: listen, "),
+        ("CLEARCOAT_LIMITS__HEADER_TIMEOUT", "5s", "limits.header_timeout: is CLEARCOAT_TIMEOUTS__CLIENT_HEADER now"),
         ("CLEARCOAT_EDGE__POLICY", "randon", "unknown value; did you mean random? allowed: "),
         ("CLEARCOAT_RUNTIME__WORKERS", "many", "runtime.workers = \"many\": wanted a whole number from 0 to "),
         ("CLEARCOAT_HEALTH__WEB__EXPECT", "200,6000", "health.web.expect[1] = \"6000\": must be 100 to 599"),

@@ -174,7 +174,7 @@ async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result
             let waiting = QueuedRequest::begin(&worker.shared.metrics.queue_length);
             let file = while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
-                _ => Failure::NoFiles,
+                other => Failure::interrupted(other, Failure::NoFiles),
             })?;
             drop(waiting);
             // Time spent waiting for a free file is not charged to the node.
@@ -192,7 +192,8 @@ async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) if is_ours(&error) => Err(Failure::NoPort(error)),
         Ok(Err(error)) => Err(Failure::Connect(error)),
-        Err(_interrupt) => {
+        Err(Interrupt::Overdue) => Err(Failure::DeadlineExceeded),
+        Err(_late_or_down) => {
             worker.pools.count_connect_error(node);
             Err(Failure::Connect(io::ErrorKind::TimedOut.into()))
         }

@@ -214,7 +214,10 @@ impl Client {
         };
         match deadline.limit(all).await {
             Ok(written) => written.map_err(Failure::ClientGone),
-            Err(_interrupt) => Err(Failure::ClientGone(io::ErrorKind::TimedOut.into())),
+            Err(interrupt) => {
+                let late = Failure::ClientGone(io::ErrorKind::TimedOut.into());
+                Err(Failure::interrupted(interrupt, late))
+            }
         }
     }
 }

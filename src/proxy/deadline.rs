@@ -5,7 +5,10 @@
 //! not need millisecond precision.
 //!
 //! The same sweep notices the other reasons to end a wait: the awaited node went down or left the fleet, a client is
-//! too slow, or a connection is idle and the process drains or needs room for others.
+//! too slow, the whole request takes too long, or a connection is idle and the process drains or needs room for others.
+//!
+//! The limits are looked up at each sweep, so that a reload is in effect for waits that go on. Their age counts from the
+//! reload at the earliest: one that makes a limit shorter than a wait has lasted cuts nobody at once.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -17,6 +20,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
+use crate::config::Timeouts;
 use crate::fleet::Node;
 use crate::shutdown::Stage;
 
@@ -27,26 +31,39 @@ pub(super) const SWEEP: Duration = Duration::from_millis(100);
 /// one that has just been answered, may be on its way.
 const AT_REST: Duration = Duration::from_secs(1);
 
-/// The phase of a connection, which sets its time limit.
+/// Who owes the next piece of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AwaitedSide {
+    /// The client is to send or to take it.
+    Client,
+    /// The node is to send or to take it.
+    Node,
+    /// The node, or a client that is still sending, or that has closed its side and may be gone.
+    Either,
+    /// The node, in an answer of no announced length, while neither side has closed, and the kernel or HTTP/2 detects a
+    /// dead peer. A silent node is not at fault then: an event stream sends nothing while nothing happens.
+    Event,
+}
+
+/// The phase of a connection, which sets its time limit ([`Timeouts`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Between requests. As long as nginx keeps a connection by default.
+    /// Between requests.
     Idle,
     /// From the first byte of a head to its last.
     Header,
     /// Opening a connection to a node.
     Connect,
-    /// Waiting for the first byte of an answer: the limit that Magento's VCL sets for an administrator's export.
+    /// Waiting for the first byte of an answer.
     FirstByte,
-    /// Between two pieces of a body, in either direction. While both connections are known to be alive, a node that
-    /// owes the next piece of an answer has the limit of a tunnel ([`Deadline::poll_answer`]).
-    Body,
+    /// Between two pieces of a body, in either direction.
+    Body(AwaitedSide),
     /// From the request for a fragment of a page to the end of its answer. A page without the fragment is worth more
     /// than a page that is this late.
     Fragment,
     /// Between two pieces that a client sends after it was already answered.
     Linger,
-    /// Between two pieces of a tunnel, in either direction: the value for WebSocket in HAProxy's documentation.
+    /// Between two pieces of a tunnel, in either direction.
     Tunnel,
     /// An HTTP/2 connection with requests in flight, each of which has its own deadline.
     Streams,
@@ -58,8 +75,33 @@ impl Phase {
     /// Whether a request is under way: its client waits for us, or we for the client.
     fn is_request(self) -> bool {
         match self {
-            Phase::Header | Phase::Connect | Phase::FirstByte | Phase::Body | Phase::Fragment | Phase::Tunnel => true,
-            Phase::Idle | Phase::Linger | Phase::Streams | Phase::Leaving => false,
+            Phase::Header | Phase::Tunnel => true,
+            phase => phase.is_exchange(),
+        }
+    }
+
+    /// Whether its time is part of a request's: from the end of the head to the end of the answer. A tunnel has its answer.
+    fn is_exchange(self) -> bool {
+        match self {
+            Phase::Connect | Phase::FirstByte | Phase::Body(_) | Phase::Fragment => true,
+            Phase::Idle | Phase::Header | Phase::Linger | Phase::Tunnel | Phase::Streams | Phase::Leaving => false,
+        }
+    }
+
+    /// How long it may last without progress.
+    fn limit(self, timeouts: &Timeouts) -> Duration {
+        match self {
+            Phase::Idle => timeouts.keep_alive,
+            Phase::Header => timeouts.client_header,
+            Phase::Connect => timeouts.connect,
+            Phase::FirstByte => timeouts.first_byte,
+            Phase::Body(AwaitedSide::Node) => timeouts.between_bytes,
+            // A client that is not known to be there is not awaited for longer than one that is.
+            Phase::Body(AwaitedSide::Client | AwaitedSide::Either) | Phase::Leaving => timeouts.client_body,
+            Phase::Body(AwaitedSide::Event) | Phase::Tunnel => timeouts.tunnel.unwrap_or(Duration::MAX),
+            Phase::Fragment => timeouts.fragment,
+            Phase::Linger => timeouts.client_fin,
+            Phase::Streams => Duration::MAX,
         }
     }
 }
@@ -72,6 +114,8 @@ const PACE_GRACE: Duration = Duration::from_secs(20);
 pub(super) enum Interrupt {
     /// The phase exceeded its limit.
     Timeout,
+    /// The whole request exceeded its limit. Nothing that moves takes this back.
+    Overdue,
     /// The awaited node went down according to its health checks.
     NodeDown,
     /// The awaited node left the fleet, or changed its address: its health is no longer checked.
@@ -86,12 +130,21 @@ struct DeadlineSlot {
     phase: Phase,
     /// When the phase began, or last made progress.
     since: Duration,
+    /// When the request began whose time is limited.
+    began: Option<Duration>,
     node: Option<Arc<Node>>,
     fired: Option<Interrupt>,
     waker: Option<Waker>,
     pace: BodyPace,
-    /// Both ends of an answer are alive, and only the node is awaited.
-    patient: bool,
+}
+
+impl DeadlineSlot {
+    /// Continues, unless the whole request has had its time.
+    fn clear(&mut self) {
+        if self.fired != Some(Interrupt::Overdue) {
+            self.fired = None;
+        }
+    }
 }
 
 /// How fast a client sends and takes bodies. Only the time spent waiting for the client counts: a page that is rendered
@@ -100,18 +153,17 @@ struct DeadlineSlot {
 struct BodyPace {
     /// The required bytes per second; 0 for none.
     wanted: u64,
-    waits_for_client: bool,
     waited: Duration,
     moved: u64,
 }
 
 impl BodyPace {
-    /// Checks the client at each sweep, `elapsed` after the last one; true if it has been too slow for too long. Each
+    /// Checks an awaited client at each sweep, `elapsed` after the last one; true if it has been too slow for too long. Each
     /// continuous wait is judged by itself: the kernel buffers megabytes for a client that reads nothing, so a client
     /// that took most of a large answer quickly could otherwise hold its last part, and a connection to a node, for
     /// days.
     fn is_too_slow(&mut self, elapsed: Duration) -> bool {
-        if self.wanted == 0 || !self.waits_for_client {
+        if self.wanted == 0 {
             return false;
         }
         self.waited += elapsed;
@@ -131,32 +183,27 @@ impl BodyPace {
 pub(super) struct Deadlines {
     slots: RefCell<Slab<DeadlineSlot>>,
     now: Cell<Duration>,
-    header_timeout: Cell<Duration>,
+    timeouts: Cell<Timeouts>,
+    /// When these limits came into effect.
+    limited: Cell<Duration>,
 }
 
 impl Deadlines {
-    /// An empty set. `header_timeout` limits a head from its first byte to its last.
-    pub(super) fn new(header_timeout: Duration) -> Self {
-        Deadlines { slots: RefCell::default(), now: Cell::default(), header_timeout: Cell::new(header_timeout) }
+    /// An empty set with these limits.
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        Deadlines {
+            slots: RefCell::default(),
+            now: Cell::default(),
+            timeouts: Cell::new(timeouts),
+            limited: Cell::default(),
+        }
     }
 
-    /// Heads have this long from now on.
-    pub(super) fn set_header_timeout(&self, header_timeout: Duration) {
-        self.header_timeout.set(header_timeout);
-    }
-
-    fn limit(&self, phase: Phase) -> Duration {
-        Duration::from_secs(match phase {
-            Phase::Idle => 75,
-            Phase::Header => return self.header_timeout.get(),
-            Phase::Connect => 3,
-            Phase::FirstByte => 600,
-            Phase::Fragment => 30,
-            Phase::Body | Phase::Leaving => 60,
-            Phase::Linger => 2,
-            Phase::Tunnel => 3600,
-            Phase::Streams => return Duration::MAX,
-        })
+    /// Waits have these limits from now on, those under way as well.
+    pub(super) fn set_timeouts(&self, timeouts: Timeouts) {
+        if self.timeouts.replace(timeouts) != timeouts {
+            self.limited.set(self.now.get());
+        }
     }
 
     /// The number of connections that drain at this stage or before it.
@@ -177,11 +224,11 @@ impl Deadlines {
             drains_at,
             phase: Phase::Idle,
             since: self.now.get(),
+            began: None,
             node: None,
             fired: None,
             waker: None,
             pace: BodyPace { wanted: pace, ..BodyPace::default() },
-            patient: false,
         };
         Deadline { slot: self.slots.borrow_mut().insert(slot), owner: Rc::clone(self) }
     }
@@ -196,17 +243,20 @@ impl Deadlines {
         trouble: impl Fn(&Node) -> Option<Interrupt>,
     ) {
         let elapsed = now.saturating_sub(self.now.replace(now));
+        let (timeouts, limited) = (self.timeouts.get(), self.limited.get());
+        let lasted = |since: Duration| now.saturating_sub(since.max(limited));
         let mut woken = Vec::new();
         for (_, slot) in self.slots.borrow_mut().iter_mut() {
             if slot.fired.is_some() {
                 continue;
             }
-            let age = now.saturating_sub(slot.since);
-            let lasts = if slot.patient { Phase::Tunnel } else { slot.phase };
-            let at_rest = slot.phase == Phase::Idle && age >= AT_REST;
-            let too_slow = slot.phase == Phase::Body && slot.pace.is_too_slow(elapsed);
-            slot.fired = if age >= self.limit(lasts) || too_slow {
+            let at_rest = slot.phase == Phase::Idle && now.saturating_sub(slot.since) >= AT_REST;
+            let too_slow = slot.phase == Phase::Body(AwaitedSide::Client) && slot.pace.is_too_slow(elapsed);
+            let overdue = |limit| slot.phase.is_exchange() && slot.began.is_some_and(|began| lasted(began) >= limit);
+            slot.fired = if lasted(slot.since) >= slot.phase.limit(&timeouts) || too_slow {
                 Some(Interrupt::Timeout)
+            } else if timeouts.request.is_some_and(overdue) {
+                Some(Interrupt::Overdue)
             } else if stage >= slot.drains_at && (at_rest || slot.phase == Phase::Streams) || crowded && at_rest {
                 Some(Interrupt::Draining)
             } else {
@@ -228,6 +278,19 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
+    /// A request begins, whose time is limited as a whole until its answer ends, or [`Deadline::end_request`].
+    pub(super) fn begin_request(&self) {
+        self.with(|slot, now| {
+            slot.began = Some(now);
+            slot.fired = None;
+        });
+    }
+
+    /// The request has ended, or is to be answered for having taken too long.
+    pub(super) fn end_request(&self) {
+        self.with(|slot, _| (slot.began, slot.fired) = (None, None));
+    }
+
     /// Begins a phase: its time counts from now.
     pub(super) fn enter(&self, phase: Phase) {
         self.set(phase, None);
@@ -243,48 +306,48 @@ impl Deadline {
             slot.phase = phase;
             slot.since = now;
             slot.node = node;
-            slot.fired = None;
+            if phase.is_exchange() {
+                slot.clear();
+            } else {
+                slot.fired = None;
+            }
             slot.pace = BodyPace { wanted: slot.pace.wanted, ..BodyPace::default() };
-            slot.patient = false;
         });
     }
 
     /// Continues the phase after an interrupt that does not end it; its time keeps running. The next sweep interrupts
     /// again if the reason persists.
     pub(super) fn go_on(&self) {
-        self.with(|slot, _| slot.fired = None);
+        self.with(|slot, _| slot.clear());
     }
 
     /// Continues the phase, no longer interrupted for its node.
     pub(super) fn go_on_without_node(&self) {
-        self.with(|slot, _| (slot.fired, slot.node) = (None, None));
+        self.with(|slot, _| {
+            slot.clear();
+            slot.node = None;
+        });
     }
 
     /// The phase made progress: its time counts from now.
     pub(super) fn advance(&self, moved: u64) {
         self.with(|slot, now| {
             slot.since = now;
-            slot.fired = None;
+            slot.clear();
             slot.pace.moved += moved;
         });
     }
 
-    /// Ready if the wait is to end. `for_client`: the wait is for the client.
-    pub(super) fn poll_wait(&self, cx: &mut Context<'_>, for_client: bool) -> Poll<Interrupt> {
-        self.with(|slot, _| slot.pace.waits_for_client = for_client);
-        self.poll(cx)
-    }
-
-    /// The same while an answer is relayed. `both_there`: neither side has closed, and the kernel or HTTP/2 detects a
-    /// dead peer. Then a silent node is not at fault: an event stream sends nothing while nothing happens.
-    pub(super) fn poll_answer(&self, cx: &mut Context<'_>, for_client: bool, both_there: bool) -> Poll<Interrupt> {
+    /// Ready if the wait for a piece of a body is to end. The time of whoever is `awaited` counts from when that began, or
+    /// from the last piece: what one side has taken is not charged to the other.
+    pub(super) fn poll_body(&self, cx: &mut Context<'_>, awaited: AwaitedSide) -> Poll<Interrupt> {
         self.with(|slot, now| {
-            slot.pace.waits_for_client = for_client;
-            let patient = both_there && !for_client;
-            if slot.patient && !patient {
-                slot.since = now;
+            let phase = Phase::Body(awaited);
+            if slot.phase != phase {
+                (slot.phase, slot.since) = (phase, now);
+                // What it was late for has come.
+                slot.clear();
             }
-            slot.patient = patient;
         });
         self.poll(cx)
     }
@@ -337,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_slow_phase_is_interrupted_and_progress_restarts_its_time() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let deadline = deadlines.register(Stage::Draining, 0);
         deadline.enter(Phase::Header);
         deadlines.sweep(Duration::from_secs(9), Stage::Running, false, |_| None);
@@ -351,10 +414,10 @@ mod tests {
 
     #[test]
     fn draining_ends_rest_but_no_work() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
         let later = deadlines.register(Stage::Emptying, 0);
-        working.enter(Phase::Body);
+        working.enter(Phase::Body(AwaitedSide::Node));
         deadlines.sweep(AT_REST, Stage::Draining, false, |_| None);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
         assert_eq!(interrupted(&later), None);
@@ -364,18 +427,18 @@ mod tests {
 
     #[test]
     fn what_is_cut_at_the_end_is_requests_and_not_connections_at_rest() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let [_resting, lingering, upload, fetch] = [Stage::Draining, Stage::Draining, Stage::Draining, Stage::Emptying]
             .map(|drains_at| deadlines.register(drains_at, 0));
         lingering.enter(Phase::Linger);
-        upload.enter(Phase::Body);
+        upload.enter(Phase::Body(AwaitedSide::Client));
         fetch.enter(Phase::FirstByte);
         assert_eq!((deadlines.requests(Stage::Draining), deadlines.requests(Stage::Emptying)), (1, 1));
     }
 
     #[test]
     fn draining_gives_a_request_that_may_be_on_its_way_the_time_to_arrive() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| None);
         let new = deadlines.register(Stage::Draining, 0);
         deadlines.sweep(Duration::from_secs(1), Stage::Draining, false, |_| None);
@@ -386,23 +449,23 @@ mod tests {
 
     #[test]
     fn connections_at_rest_make_room_in_a_crowd() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let (resting, working) = (deadlines.register(Stage::Draining, 0), deadlines.register(Stage::Draining, 0));
-        working.enter(Phase::Body);
+        working.enter(Phase::Body(AwaitedSide::Node));
         deadlines.sweep(AT_REST, Stage::Running, true, |_| None);
         assert_eq!((interrupted(&resting), interrupted(&working)), (Some(Interrupt::Draining), None));
     }
 
     /// Sweeps for `seconds` while the body moves at `rate` bytes a second, after `first` bytes at once; returns whether
     /// the client survived.
-    fn survives(first: u64, rate: u64, seconds: u64, for_client: bool) -> bool {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+    fn survives(first: u64, rate: u64, seconds: u64, awaited: AwaitedSide) -> bool {
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let deadline = deadlines.register(Stage::Draining, 500);
-        deadline.enter(Phase::Body);
+        deadline.enter(Phase::Body(awaited));
         deadline.advance(first);
         for step in 1..=seconds * 10 {
             deadline.advance(rate / 10);
-            let waiting = deadline.poll_wait(&mut Context::from_waker(Waker::noop()), for_client);
+            let waiting = deadline.poll_body(&mut Context::from_waker(Waker::noop()), awaited);
             if waiting.is_ready() {
                 return false;
             }
@@ -413,42 +476,180 @@ mod tests {
 
     #[test]
     fn a_client_that_trickles_is_cut_and_one_behind_a_slow_node_is_not() {
-        assert!(survives(0, 600, 60, true));
-        assert!(survives(0, 100, 19, true));
-        assert!(!survives(0, 100, 25, true));
-        assert!(survives(0, 100, 60, false));
+        assert!(survives(0, 600, 60, AwaitedSide::Client));
+        assert!(survives(0, 100, 19, AwaitedSide::Client));
+        assert!(!survives(0, 100, 25, AwaitedSide::Client));
+        for not_judged in [AwaitedSide::Node, AwaitedSide::Either, AwaitedSide::Event] {
+            assert!(survives(0, 100, 60, not_judged), "{not_judged:?}");
+        }
     }
 
     #[test]
     fn what_a_client_took_quickly_is_no_credit_for_its_trickle_afterwards() {
-        assert!(survives(10_000_000, 100, 39, true));
-        assert!(!survives(10_000_000, 100, 45, true));
+        assert!(survives(10_000_000, 100, 39, AwaitedSide::Client));
+        assert!(!survives(10_000_000, 100, 45, AwaitedSide::Client));
+    }
+
+    /// Limits that differ all, in seconds.
+    fn distinct() -> Timeouts {
+        Timeouts {
+            client_header: Duration::from_secs(1),
+            client_body: Duration::from_secs(2),
+            client_fin: Duration::from_secs(3),
+            connect: Duration::from_secs(4),
+            first_byte: Duration::from_secs(5),
+            between_bytes: Duration::from_secs(6),
+            fragment: Duration::from_secs(7),
+            keep_alive: Duration::from_secs(8),
+            tunnel: Some(Duration::from_secs(9)),
+            ..Timeouts::default()
+        }
     }
 
     #[test]
-    fn an_answer_may_pause_while_both_ends_live_and_only_its_node_is_awaited() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
-        let deadline = deadlines.register(Stage::Draining, 500);
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut at = 0;
-        let mut waits = |seconds: u64, for_client: bool, both_there: bool| {
-            at += seconds;
+    fn each_phase_has_the_limit_that_is_set_for_it_to_the_sweep() {
+        for (phase, seconds) in [
+            (Phase::Header, 1),
+            (Phase::Body(AwaitedSide::Client), 2),
+            (Phase::Body(AwaitedSide::Either), 2),
+            (Phase::Leaving, 2),
+            (Phase::Linger, 3),
+            (Phase::Connect, 4),
+            (Phase::FirstByte, 5),
+            (Phase::Body(AwaitedSide::Node), 6),
+            (Phase::Fragment, 7),
+            (Phase::Idle, 8),
+            (Phase::Body(AwaitedSide::Event), 9),
+            (Phase::Tunnel, 9),
+        ] {
+            let deadlines = Rc::new(Deadlines::new(distinct()));
+            let deadline = deadlines.register(Stage::Draining, 0);
+            deadline.enter(phase);
+            let at = Duration::from_secs(seconds);
+            deadlines.sweep(at - SWEEP, Stage::Running, false, |_| None);
+            assert_eq!(interrupted(&deadline), None, "{phase:?} too early");
+            deadlines.sweep(at, Stage::Running, false, |_| None);
+            assert_eq!(interrupted(&deadline), Some(Interrupt::Timeout), "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_none_ends_no_wait() {
+        let deadlines = Rc::new(Deadlines::new(Timeouts { tunnel: None, request: None, ..distinct() }));
+        for phase in [Phase::Tunnel, Phase::Body(AwaitedSide::Event), Phase::Streams] {
+            let deadline = deadlines.register(Stage::Draining, 0);
+            deadline.begin_request();
+            deadline.enter(phase);
+            deadlines.sweep(Duration::from_secs(1 << 40), Stage::Running, false, |_| None);
+            assert_eq!(interrupted(&deadline), None, "{phase:?}");
+        }
+    }
+
+    /// Polls a body at these times, in seconds, for whom it waits then; returns whether each wait went on.
+    fn waits<const N: usize>(timeouts: Timeouts, steps: [(u64, AwaitedSide); N]) -> [bool; N] {
+        let deadlines = Rc::new(Deadlines::new(timeouts));
+        let deadline = deadlines.register(Stage::Draining, 0);
+        deadline.enter(Phase::Body(steps[0].1));
+        steps.map(|(at, awaited)| {
             deadlines.sweep(Duration::from_secs(at), Stage::Running, false, |_| None);
-            deadline.poll_answer(&mut cx, for_client, both_there).is_pending()
+            deadline.poll_body(&mut Context::from_waker(Waker::noop()), awaited).is_pending()
+        })
+    }
+
+    #[test]
+    fn whoever_is_awaited_has_all_of_its_time_though_the_other_took_its_own() {
+        use AwaitedSide::{Client, Node};
+        let timeouts = Timeouts {
+            client_body: Duration::from_secs(10),
+            between_bytes: Duration::from_secs(100),
+            ..Timeouts::default()
         };
-        deadline.enter(Phase::Body);
-        assert!(waits(59, false, true) && waits(3000, false, true));
-        // The client may have gone: from now on the ordinary limit applies.
-        assert!(waits(0, false, false) && waits(59, false, false) && !waits(1, false, false));
-        deadline.enter(Phase::Body);
-        assert!(waits(0, true, true) && waits(20, true, true) && !waits(1, true, true));
-        deadline.enter(Phase::Body);
-        assert!(waits(0, false, true) && waits(3599, false, true) && !waits(1, false, true));
+        // The node took 99 s for a piece of which the client takes nothing at first.
+        let taken = waits(timeouts, [(0, Node), (99, Client), (108, Client), (109, Client)]);
+        assert_eq!(taken, [true, true, true, false]);
+        // A piece that comes as its time ends is not late for the other one.
+        assert_eq!(
+            waits(timeouts, [(0, Node), (100, Client), (109, Client), (110, Client)]),
+            [true, true, true, false]
+        );
+        // And the other way round: what the client took is not charged to the node.
+        let taken = waits(timeouts, [(0, Client), (9, Node), (108, Node), (109, Node)]);
+        assert_eq!(taken, [true, true, true, false]);
+    }
+
+    #[test]
+    fn an_event_stream_may_pause_for_as_long_as_a_tunnel_while_both_ends_live() {
+        use AwaitedSide::{Client, Either, Event};
+        let default = Timeouts::default();
+        assert_eq!(waits(default, [(0, Event), (66, Event), (3599, Event), (3600, Event)]), [true, true, true, false]);
+        // The client may have gone: from now on it is not awaited for longer than any.
+        assert_eq!(
+            waits(default, [(0, Event), (3000, Either), (3059, Either), (3060, Either)]),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            waits(default, [(0, Event), (3000, Client), (3059, Client), (3060, Client)]),
+            [true, true, true, false]
+        );
+    }
+
+    #[test]
+    fn a_whole_request_has_its_limit_whatever_moves_and_a_tunnel_has_not() {
+        let timeouts = Timeouts { request: Some(Duration::from_secs(30)), ..Timeouts::default() };
+        let deadlines = Rc::new(Deadlines::new(timeouts));
+        let [moving, phases, tunnel, resting, unlimited] = [(); 5].map(|()| deadlines.register(Stage::Emptying, 0));
+        for deadline in [&moving, &phases, &tunnel, &resting] {
+            deadline.begin_request();
+        }
+        let waits =
+            |deadline: &Deadline| deadline.poll_body(&mut Context::from_waker(Waker::noop()), AwaitedSide::Node);
+        for at in 1..=30 {
+            moving.advance(1);
+            assert_eq!((waits(&moving), waits(&unlimited)), (Poll::Pending, Poll::Pending), "after {at} s");
+            phases.enter(if at % 2 == 0 { Phase::Connect } else { Phase::FirstByte });
+            tunnel.enter(Phase::Tunnel);
+            resting.enter(Phase::Idle);
+            deadlines.sweep(Duration::from_secs(at), Stage::Running, false, |_| None);
+        }
+        // Neither progress nor another phase takes it back.
+        moving.advance(1);
+        phases.enter(Phase::Connect);
+        phases.go_on();
+        assert_eq!((waits(&moving), interrupted(&phases)), (Poll::Ready(Interrupt::Overdue), Some(Interrupt::Overdue)));
+        assert_eq!((interrupted(&tunnel), interrupted(&resting), waits(&unlimited)), (None, None, Poll::Pending));
+        // Who is answered for it has the time of any answer, and the next request its own.
+        moving.end_request();
+        phases.begin_request();
+        deadlines.sweep(Duration::from_secs(59), Stage::Running, false, |_| None);
+        assert_eq!((waits(&moving), interrupted(&phases)), (Poll::Pending, Some(Interrupt::Timeout)));
+    }
+
+    #[test]
+    fn a_reload_gives_waits_under_way_the_new_limit_from_then_on() {
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
+        let deadline = deadlines.register(Stage::Draining, 0);
+        deadline.begin_request();
+        deadline.enter(Phase::FirstByte);
+        let sweep = |seconds| {
+            deadlines.sweep(Duration::from_secs(seconds), Stage::Running, false, |_| None);
+            interrupted(&deadline)
+        };
+        assert_eq!(sweep(500), None);
+        let shorter = Timeouts { first_byte: Duration::from_secs(5), ..Timeouts::default() };
+        deadlines.set_timeouts(shorter);
+        assert_eq!(sweep(504), None);
+        // What is the same is no change, and gives nobody more time.
+        deadlines.set_timeouts(shorter);
+        assert_eq!(sweep(505), Some(Interrupt::Timeout));
+        deadlines.set_timeouts(Timeouts { request: Some(Duration::from_secs(10)), ..Timeouts::default() });
+        deadline.go_on();
+        assert_eq!(sweep(514), None);
+        assert_eq!(sweep(515), Some(Interrupt::Overdue));
     }
 
     #[test]
     fn a_wait_that_continues_though_its_node_is_down_gets_no_more_time() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         let deadline = deadlines.register(Stage::Draining, 0);
         let id = NodeId::try_from("a").unwrap();
         let spec = NodeSpec::new(Role::Web, id, ([127, 0, 0, 1], 1).into());
@@ -468,7 +669,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_ended_leaves_no_deadline() {
-        let deadlines = Rc::new(Deadlines::new(Duration::from_secs(10)));
+        let deadlines = Rc::new(Deadlines::new(Timeouts::default()));
         drop(deadlines.register(Stage::Draining, 0));
         assert_eq!(deadlines.connections(Stage::Stopping), 0);
     }

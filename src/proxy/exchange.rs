@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::access;
 use super::attempt::{FailedAttempt, Terms, attempt};
 use super::client::{Client, Disposition, PeerAddress};
-use super::deadline::Phase;
+use super::deadline::{AwaitedSide, Phase};
 use super::failure::Failure;
 use super::gate::GateRefusal;
 use super::latency;
@@ -40,6 +40,7 @@ pub(super) async fn handle(client: &mut Client, request: &mut Request, head: Res
     (request.id, request.began) = (client.worker.request_id(), Instant::now());
     request.status = None;
     request.trace.reset();
+    client.deadline.begin_request();
     client.worker.spin.mark_active();
     let mut nodes = Nodes::default();
     let after = match try_handle(client, request, head, &mut nodes).await {
@@ -113,7 +114,7 @@ async fn try_handle(
         Answerer::Ourselves(page) => {
             request.status = Some(200);
             (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
-            client.deadline.enter(Phase::Body);
+            client.deadline.enter(Phase::Body(AwaitedSide::Client));
             return client.send(&page).await.map(|()| Disposition::Linger);
         }
     };
@@ -288,7 +289,9 @@ async fn respond_to(client: &mut Client, request: &mut Request, failure: &Failur
         request_id: &trace.id,
         head_only: head.method == Method::Head,
     };
-    client.deadline.enter(Phase::Body);
+    // Whoever was too slow, the client has its own time for the answer.
+    client.deadline.end_request();
+    client.deadline.enter(Phase::Body(AwaitedSide::Client));
     match client.answer_with(&answer, &body, to_client).await {
         Ok(sent) => {
             (trace.sent, trace.head_sent) = (sent, sent.saturating_sub(answer.body_len()));

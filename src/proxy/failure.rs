@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::NoNode;
+use super::deadline::Interrupt;
 use super::gate::GateRefusal;
 use hyper::body::Bytes;
 
@@ -64,6 +65,9 @@ pub(super) enum Failure {
     Stale(Box<StalePage>),
     #[error("the answer took too long to begin")]
     NodeTimeout,
+    /// Nobody is to blame: both sides and all tries had their part in it.
+    #[error("the request took longer than timeouts.request")]
+    DeadlineExceeded,
     #[error("the head of the answer is refused: {0}{limit}", limit = limit_of(*.0))]
     BadAnswer(BadHead),
     /// The node aborted its answer: the client must see a cut.
@@ -97,6 +101,11 @@ impl Reply {
 }
 
 impl Failure {
+    /// A wait was interrupted. `late`: what it means that whoever was awaited was too slow.
+    pub(super) fn interrupted(interrupt: Interrupt, late: Failure) -> Self {
+        if interrupt == Interrupt::Overdue { Failure::DeadlineExceeded } else { late }
+    }
+
     /// The status and reason of the answer for a client that has seen none. `None` if there is no such client: it is gone, or an
     /// answer has always begun before this failure.
     pub(super) fn status(&self) -> Option<(u16, &'static str)> {
@@ -121,7 +130,7 @@ impl Failure {
             | Failure::NodeDown(_)
             | Failure::Leaving => (503, "Service Unavailable"),
             Failure::NoAnswer(error) if error.kind() == io::ErrorKind::TimedOut => (504, "Gateway Timeout"),
-            Failure::NodeTimeout => (504, "Gateway Timeout"),
+            Failure::NodeTimeout | Failure::DeadlineExceeded => (504, "Gateway Timeout"),
             Failure::Connect(_)
             | Failure::NoAnswer(_)
             | Failure::BadAnswer(_)
@@ -159,6 +168,7 @@ impl Failure {
             }
             (Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles, _) => "all servers are busy".into(),
             (Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_), _) => "no server is up".into(),
+            (Failure::DeadlineExceeded, _) => "the request took too long".into(),
             (_, 504) => "the server took too long to answer".into(),
             _ => "the server failed to answer".into(),
         };
@@ -227,6 +237,7 @@ impl Failure {
             Failure::CutAnswer(_) => FailureReason::Cut,
             Failure::GuardCut => FailureReason::GuardCut,
             Failure::IdleTunnel => FailureReason::IdleTunnel,
+            Failure::DeadlineExceeded => FailureReason::DeadlineExceeded,
         }
     }
 
@@ -265,7 +276,8 @@ impl Failure {
             | FailureReason::Stale
             // It is clearcoat that ended them.
             | FailureReason::GuardCut
-            | FailureReason::IdleTunnel => return None,
+            | FailureReason::IdleTunnel
+            | FailureReason::DeadlineExceeded => return None,
         })
     }
 
@@ -326,6 +338,9 @@ mod tests {
         for failure in [Failure::GuardCut, Failure::IdleTunnel] {
             assert!(!failure.blames_node() && failure.reply().is_none(), "{failure}");
         }
+        let exceeded = Failure::DeadlineExceeded;
+        assert!(!exceeded.blames_node() && exceeded.retry_reason(true, true).is_none());
+        assert_eq!(exceeded.status().map(|(status, _)| status), Some(504));
     }
 
     #[test]

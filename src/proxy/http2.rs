@@ -14,8 +14,9 @@
 //!
 //! These do not limit either how long a client may take to receive an answer that hyper already has: hyper has no
 //! deadline, and no way to reset a stream whose window is closed. So a request counts as in flight until hyper drops
-//! its answer. If that takes too long the connection is shut down: it takes no new streams, and is closed a minute
-//! after the last request that makes progress.
+//! its answer. If that takes too long the connection is shut down: it takes no new streams, and is closed
+//! `timeouts.client_body` after the last request that makes progress. hyper has no deadline for a head that never ends
+//! either: the screen in front of it says when one has begun.
 
 mod hpack;
 mod huffman;
@@ -42,7 +43,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::Frontend;
 use super::client::{Client, Disposition, PeerAddress};
-use super::deadline::{Deadline, Interrupt, Phase};
+use super::deadline::{AwaitedSide, Deadline, Interrupt, Phase};
 use super::exchange;
 use super::failure::Failure;
 use super::stream::Stream;
@@ -92,6 +93,10 @@ struct Http2Connection {
     /// The client does not read the rest of an answer.
     stuck: Cell<bool>,
     leaving: Cell<bool>,
+    /// The head that is arriving, by its number.
+    head: Cell<Option<u64>>,
+    /// It took too long.
+    is_head_late: Cell<bool>,
     /// Wakes the connection's task.
     waker: RefCell<Option<Waker>>,
 }
@@ -117,6 +122,8 @@ pub(super) async fn serve(
         refused_too_long: Cell::default(),
         stuck: Cell::default(),
         leaving: Cell::default(),
+        head: Cell::default(),
+        is_head_late: Cell::default(),
         waker: RefCell::default(),
     });
     connection.deadline.enter(Phase::Idle);
@@ -146,6 +153,7 @@ pub(super) async fn serve(
         }
         keep_waker(&mut connection.waker.borrow_mut(), cx);
         connection.record_refused(&passed);
+        connection.follow_head(passed.unfinished.get());
         if connection.is_abused() {
             tracing::info!(peer = %connection.peer.text, "an HTTP/2 client cancels most requests, and is cut");
             return Poll::Ready(false);
@@ -156,11 +164,15 @@ pub(super) async fn serve(
             serving.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
         }
+        if connection.is_head_late.get() && connection.active.get() == 0 {
+            return Poll::Ready(false);
+        }
         while let Poll::Ready(interrupt) = connection.deadline.poll(cx) {
             let out_of_patience = connection.leaving.get() && interrupt == Interrupt::Timeout;
             if out_of_patience && connection.active.get() == 0 {
                 return Poll::Ready(false);
             }
+            connection.note_late_head();
             connection.leave();
             serving.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
@@ -199,9 +211,30 @@ impl Http2Connection {
         }
     }
 
-    fn enter(&self, phase: Phase) {
+    /// Notes which head is arriving now. Its time counts from its first byte, whatever else goes on.
+    fn follow_head(&self, unfinished: Option<u64>) {
+        if self.head.replace(unfinished) != unfinished {
+            self.settle();
+        }
+    }
+
+    /// If a head was awaited for too long, its request is recorded. The client is sent away instead of answered: there is no
+    /// stream yet on which it could be.
+    fn note_late_head(&self) {
+        if self.head.get().is_some() && !self.leaving.get() {
+            self.is_head_late.set(true);
+            exchange::record_refused(&self.worker, &self.frontend, &self.peer, &Failure::ClientTimeout);
+        }
+    }
+
+    /// Enters the phase that follows from what the client does.
+    fn settle(&self) {
         if !self.leaving.get() {
-            self.deadline.enter(phase);
+            self.deadline.enter(match (self.head.get(), self.active.get()) {
+                (Some(_), _) => Phase::Header,
+                (None, 0) => Phase::Idle,
+                (None, _) => Phase::Streams,
+            });
         }
     }
 
@@ -224,7 +257,10 @@ impl Active {
     fn begin(connection: Rc<Http2Connection>) -> Self {
         connection.active.set(connection.active.get() + 1);
         connection.total.set(connection.total.get().saturating_add(1));
-        connection.enter(Phase::Streams);
+        // Its own head has just ended, and perhaps another one has begun: that is seen when all is read.
+        if connection.head.get().is_none() {
+            connection.settle();
+        }
         Active(connection)
     }
 }
@@ -232,9 +268,17 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get() - 1);
-        if self.0.active.get() == 0 {
-            // A client that is leaving has as long for the rest that hyper holds as for a piece of a body.
-            self.0.deadline.enter(if self.0.leaving.get() { Phase::Leaving } else { Phase::Idle });
+        if self.0.active.get() > 0 {
+            return;
+        }
+        if self.0.leaving.get() {
+            // The client has as long for the rest that hyper holds as for a piece of a body.
+            self.0.deadline.enter(Phase::Leaving);
+        } else if self.0.head.get().is_none() {
+            self.0.settle();
+        }
+        if self.0.is_head_late.get() {
+            self.0.wake();
         }
     }
 }
@@ -269,7 +313,8 @@ async fn carry_out(active: Active, request: Request<Incoming>, head: oneshot::Se
         connection.wake();
     }
     // A cut answer has had its time. The rest of a complete one has as long as any piece of it had.
-    deadline.enter(if after == Disposition::Reset { Phase::Linger } else { Phase::Body });
+    deadline.end_request();
+    deadline.enter(if after == Disposition::Reset { Phase::Linger } else { Phase::Body(AwaitedSide::Client) });
     match after {
         Disposition::Reset => stream.reset(),
         Disposition::KeepAlive | Disposition::Close | Disposition::Linger => stream.finish(),

@@ -3,14 +3,14 @@
 //!
 //! Workers share nothing that they would have to lock. So each keeps its own copy, and looks for a new value with each sweep.
 //! A connection takes the new rules with its next request; its preamble (PROXY header, TLS handshake) was judged by those of its
-//! beginning, and nothing of a connection is cut.
+//! beginning, and nothing of a connection is cut. Timeouts hold at once, and count anew then for whoever is awaited.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Frontend;
 use super::status_set::FailureStatuses;
-use crate::config::Limits;
+use crate::config::{Limits, Timeouts};
 use crate::fleet::Role;
 use crate::telemetry::access::{AccessBuffer, AccessLog};
 
@@ -23,6 +23,8 @@ pub struct TrafficRules {
     pub origin: Frontend,
     /// Limits per client.
     pub limits: Limits,
+    /// How long the traffic waits.
+    pub timeouts: Timeouts,
     /// The statuses with which nodes fail a request.
     pub failing: FailureStatuses,
     /// The access log, if there is one.
@@ -36,6 +38,7 @@ pub(super) struct WorkerRules {
     edge: Rc<Frontend>,
     origin: Rc<Frontend>,
     pub(super) limits: Rc<Limits>,
+    pub(super) timeouts: Timeouts,
     pub(super) failing: FailureStatuses,
     pub(super) access: Option<Rc<AccessBuffer>>,
 }
@@ -53,6 +56,7 @@ impl WorkerRules {
             edge: Rc::new(rules.edge.clone()),
             origin: Rc::new(rules.origin.clone()),
             limits: Rc::new(rules.limits.clone()),
+            timeouts: rules.timeouts,
             failing: rules.failing,
             access,
         }

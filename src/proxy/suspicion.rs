@@ -73,7 +73,8 @@ fn fault_of(failure: &Failure) -> Option<RequestFault> {
         | Failure::NodeDown(_)
         | Failure::Stale(_)
         | Failure::GuardCut
-        | Failure::IdleTunnel => return None,
+        | Failure::IdleTunnel
+        | Failure::DeadlineExceeded => return None,
     })
 }
 
@@ -93,6 +94,7 @@ mod tests {
             Failure::ClientGone(error(Errno::CONNRESET)),
             Failure::ClientTimeout,
             Failure::GuardCut,
+            Failure::DeadlineExceeded,
             Failure::NoFiles,
             Failure::BadAnswer(BadHead::TooLarge),
         ] {

@@ -153,5 +153,6 @@ fn termination(failure: &Failure, phase: RequestPhase) -> [u8; 2] {
         Failure::BadAnswer(_) | Failure::Stale(_) => *b"PH",
         Failure::CutAnswer(error) => [by(timed_out(error), b's', b'S'), b'D'],
         Failure::BadAnswerBody(_) | Failure::GuardCut | Failure::IdleTunnel => *b"PD",
+        Failure::DeadlineExceeded => [b'P', phase],
     }
 }

@@ -204,6 +204,11 @@ impl Transfer {
         self.written < self.pending.len()
     }
 
+    /// Whether the source has announced the length of the body, and owes more of it.
+    pub(super) fn has_known_length(&self) -> bool {
+        matches!(self.incoming, Unread::Length(_))
+    }
+
     /// The remaining input of a body of known length that is relayed unchanged.
     pub(super) fn length_left(&self) -> Option<u64> {
         match self.incoming {

@@ -100,12 +100,12 @@ impl Worker {
     pub(super) fn new(index: usize, shared: WorkerContext) -> Self {
         let rules = WorkerRules::copy(&shared.rules.load(), None);
         Worker {
-            deadlines: Rc::new(Deadlines::new(rules.limits.header_timeout)),
+            deadlines: Rc::new(Deadlines::new(rules.timeouts)),
             spin: Spin::new(shared.spin),
             pipes: Pipes::default(),
             notices: Notices::default(),
+            pools: Pools::new(Arc::clone(&shared.metrics), rules.timeouts.node_keep_alive),
             rules: RefCell::new(rules),
-            pools: Pools::new(Arc::clone(&shared.metrics)),
             shared,
             requests: RequestPool::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
@@ -142,6 +142,11 @@ impl Worker {
         Rc::clone(&self.rules.borrow().limits)
     }
 
+    /// How long the system of a node that is down may be silent on a connection.
+    pub(super) fn node_silence(&self) -> Duration {
+        self.rules.borrow().timeouts.node_silence
+    }
+
     /// Whether there is an access log.
     pub(super) fn has_access_log(&self) -> bool {
         self.rules.borrow().access.is_some()
@@ -159,7 +164,8 @@ impl Worker {
             return;
         }
         let copy = WorkerRules::copy(&now, Some(&self.rules.borrow()));
-        self.deadlines.set_header_timeout(copy.limits.header_timeout);
+        self.deadlines.set_timeouts(copy.timeouts);
+        self.pools.set_idle_limit(copy.timeouts.node_keep_alive);
         *self.rules.borrow_mut() = copy;
     }
 
@@ -213,10 +219,12 @@ impl Worker {
             let (role, node) = (node.map(|node| node.spec.role().as_str()), node.map(|node| node.id().as_str()));
             let path = request.head.path();
             let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]);
-            tracing::info!(
-                request = %request.name(), role, node, %path, status, reason = %failure, unsaid,
-                "{}", if fault.is_some() { "a request got no good answer from its node" } else { "a request found no node" }
-            );
+            let what = match failure {
+                _ if fault.is_some() => "a request got no good answer from its node",
+                Failure::DeadlineExceeded => "a request was ended for its time",
+                _ => "a request found no node",
+            };
+            tracing::info!(request = %request.name(), role, node, %path, status, reason = %failure, unsaid, "{what}");
         }
     }
 

@@ -21,6 +21,7 @@ mod reload;
 mod reuse;
 pub mod rig;
 mod strict;
+mod timeouts;
 mod tls;
 mod torture;
 mod under_way;

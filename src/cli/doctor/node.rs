@@ -25,7 +25,6 @@ use crate::http_client::{self, HttpConnection};
 use crate::probe::Probe;
 use crate::proxy_protocol;
 use crate::purge::PROBE_PATH;
-use crate::upstream::IDLE_LIMIT;
 use crate::varnish::management::ManagementError;
 
 /// For a name, and for each request.
@@ -167,7 +166,7 @@ impl NodeTarget {
                 header_limit: settings.header_limit,
                 max_answer_head: config.limits.max_answer_head,
                 max_fields: config.limits.max_fields,
-                idle_limit: IDLE_LIMIT,
+                idle_limit: config.timeouts.node_keep_alive,
             };
             result.findings.extend(managed.findings(&context));
         }

@@ -32,7 +32,7 @@ pub(super) struct ParameterContext {
     pub(super) max_answer_head: usize,
     /// `limits.max_fields`.
     pub(super) max_fields: usize,
-    /// How long clearcoat keeps an idle connection.
+    /// `timeouts.node_keep_alive`.
     pub(super) idle_limit: Duration,
 }
 
@@ -117,7 +117,9 @@ fn backend_workspace(parameters: &Parameters, _: &ParameterContext) -> Option<Fi
 fn idle_timeout(parameters: &Parameters, context: &ParameterContext) -> Option<Finding> {
     let (theirs, ours) = (parameters.seconds("timeout_idle")?, context.idle_limit);
     (theirs < ours + IDLE_MARGIN).then(|| {
-        let what = format!("timeout_idle is {theirs:?}, and clearcoat keeps idle connections for {ours:?}");
+        let what = format!(
+            "timeout_idle is {theirs:?}, and clearcoat keeps idle connections for {ours:?} (timeouts.node_keep_alive)"
+        );
         let why =
             "Varnish closes connections on which clearcoat is just sending: requests are sent twice, and a POST fails.";
         Finding::warning("idle-timeout", what).why(why).change(set("timeout_idle", "65"))

@@ -18,7 +18,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::super::bypass;
-use super::super::deadline::Phase;
+use super::super::deadline::{AwaitedSide, Phase};
 use super::super::failure::Failure;
 use super::super::latency;
 use super::super::request::Request;
@@ -86,16 +86,16 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
         std::future::poll_fn(|cx| self.poll(cx, &mut entered)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, entered: &mut Option<Phase>) -> Poll<Result<NodeHead, Failure>> {
+    fn poll(&mut self, cx: &mut Context<'_>, entered: &mut Option<bool>) -> Poll<Result<NodeHead, Failure>> {
         let Exchange { client, upload, upstream, node, .. } = &mut *self.exchange;
         upload.poll(cx, client, &mut upstream.stream)?;
         let sent = upload.needs_no_more();
-        // The client has not seen the first byte of a held page either.
-        let phase = if sent { Phase::FirstByte } else { Phase::Body };
+        let owing = if upload.waits_for_node() { AwaitedSide::Node } else { AwaitedSide::Client };
         let moved = upload.take_moved() + mem::take(&mut self.held_lately);
-        if *entered != Some(phase) {
-            *entered = Some(phase);
-            client.deadline.enter_with(phase, node);
+        if *entered != Some(sent) {
+            *entered = Some(sent);
+            // The client has not seen the first byte of a held page either.
+            client.deadline.enter_with(if sent { Phase::FirstByte } else { Phase::Body(owing) }, node);
         } else if moved > 0 {
             client.deadline.advance(moved);
         }
@@ -104,9 +104,9 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
                 return Poll::Ready(Ok(head));
             }
         }
-        let Exchange { client, upload, .. } = &mut *self.exchange;
+        let Exchange { client, .. } = &mut *self.exchange;
         // An HTTP/2 stream can be cancelled at any time; on a plain socket only a read shows that, and it is done here.
-        if (phase == Phase::FirstByte || matches!(client.stream, Stream::Http2(_)))
+        if (sent || matches!(client.stream, Stream::Http2(_)))
             && self.watches_client
             && let Poll::Ready(gone) = client.stream.poll_gone(cx)
         {
@@ -114,8 +114,7 @@ impl<'a, 'e> AwaitingHead<'a, 'e> {
             // The client half-closed, or pipelined another request: both wait for this answer.
             self.watches_client = false;
         }
-        let for_client = !sent && !upload.waits_for_node();
-        self.poll_patience(cx, for_client).map(Err)
+        self.poll_patience(cx, (!sent).then_some(owing)).map(Err)
     }
 
     /// Reads once from the node. A complete final head then begins its answer in place.
@@ -327,7 +326,7 @@ impl Exchange<'_> {
         if passes && self.client.version(head.version) == Version::Http11 {
             to_client.clear();
             write_response(to_client, response, Version::Http11, true);
-            self.client.deadline.enter(Phase::Body);
+            self.client.deadline.enter(Phase::Body(AwaitedSide::Client));
             self.client.send(to_client).await?;
         }
         answer.drain(..len);

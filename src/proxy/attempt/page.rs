@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::super::bypass::{self, fragment};
 use super::super::client::Client;
-use super::super::deadline::Phase;
+use super::super::deadline::{AwaitedSide, Phase};
 use super::super::failure::Failure;
 use super::super::request::Request;
 use super::super::trace::Trace;
@@ -77,9 +77,10 @@ impl PageSource<'_> {
 
     async fn read(&mut self, client: &Client, into: &mut Vec<u8>) -> Result<(), Failure> {
         let mut piece = Vec::with_capacity(PIECE);
-        client.deadline.enter(Phase::Body);
+        client.deadline.enter(Phase::Body(AwaitedSide::Node));
         let read = client.deadline.limit(self.upstream.read_buf(&mut piece)).await;
-        match read.unwrap_or_else(|_interrupt| Err(io::ErrorKind::TimedOut.into())) {
+        let late = |interrupt| Failure::interrupted(interrupt, Failure::CutAnswer(io::ErrorKind::TimedOut.into()));
+        match read.map_err(late)? {
             Ok(0) if !self.decoder.end() => Err(Failure::CutAnswer(io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => self.take(piece, into),
             Err(error) => Err(Failure::CutAnswer(error)),
@@ -118,7 +119,7 @@ impl PageSink<'_> {
         if is_end && self.outgoing == Outgoing::Chunked {
             self.wire.extend_from_slice(b"0\r\n\r\n");
         }
-        self.client.deadline.enter(Phase::Body);
+        self.client.deadline.enter(Phase::Body(AwaitedSide::Client));
         self.client.send(&self.wire).await?;
         self.sent += self.wire.len() as u64;
         self.wire.clear();

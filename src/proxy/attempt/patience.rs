@@ -7,7 +7,7 @@
 //! - A safe request whose answer has not begun may be retried on another node if this one is *down* and another can
 //!   take it: failover is quick, and a GET may be executed twice. It is moved once.
 //! - For any other request the connection is checked: the kernel sends keepalive probes and gives up on a node that
-//!   does not acknowledge them, or a completely sent request, for [`SILENCE`]. The kernel of a hung process still
+//!   does not acknowledge them, or a completely sent request, for `timeouts.node_silence`. The kernel of a hung process still
 //!   acknowledges, so that node is awaited; a dead machine does not. (This does not apply to a request with more to
 //!   send: a hung process leaves its receive window full, which the kernel counts as no sign of life.)
 //!
@@ -21,31 +21,35 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use super::super::deadline::Interrupt;
+use super::super::deadline::{AwaitedSide, Interrupt};
 use super::super::failure::Failure;
 use super::Exchange;
 use super::head::AwaitingHead;
 use crate::fleet::Node;
 
-/// How long the kernel of a node that is down or gone may give no sign of life on a connection.
-const SILENCE: Duration = Duration::from_secs(15);
-
-/// The interval between keepalive probes.
-const ASK_EVERY: Duration = Duration::from_secs(3);
+/// Keepalive probes without a reply after which a node is given up. The first is sent as long after the last sign of life as
+/// each is after the one before.
+const PROBES: u32 = 5;
 
 impl AwaitingHead<'_, '_> {
-    /// Ready with the reason if the wait for the answer's head is to end. `for_client`: the wait is for the client.
-    pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, for_client: bool) -> Poll<Failure> {
+    /// Ready with the reason if the wait for the answer's head is to end. `awaited`: who owes the next piece of the request;
+    /// `None` once it is sent.
+    pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, awaited: Option<AwaitedSide>) -> Poll<Failure> {
         loop {
-            let interrupt = ready!(self.exchange.client.deadline.poll_wait(cx, for_client));
-            match interrupt {
-                Interrupt::NodeDown | Interrupt::NodeGone => {}
-                _ if for_client => return Poll::Ready(Failure::ClientTimeout),
-                _ => return Poll::Ready(Failure::NodeTimeout),
+            let deadline = &self.exchange.client.deadline;
+            let interrupt = ready!(match awaited {
+                Some(side) => deadline.poll_body(cx, side),
+                None => deadline.poll(cx),
+            });
+            if !matches!(interrupt, Interrupt::NodeDown | Interrupt::NodeGone) {
+                let is_client = awaited == Some(AwaitedSide::Client);
+                let late = if is_client { Failure::ClientTimeout } else { Failure::NodeTimeout };
+                return Poll::Ready(Failure::interrupted(interrupt, late));
             }
             let is_sent = self.exchange.upload.is_done();
             if !mem::replace(&mut self.exchange.asked_for_life, true) {
-                ask_for_life(&self.exchange.upstream.stream, is_sent);
+                let silence = self.exchange.client.worker.node_silence();
+                ask_for_life(&self.exchange.upstream.stream, is_sent, silence);
             }
             let Exchange { client, terms, upload, .. } = &*self.exchange;
             if interrupt == Interrupt::NodeGone || !terms.may_move || upload.has_read() {
@@ -66,15 +70,16 @@ impl AwaitingHead<'_, '_> {
     }
 }
 
-/// Enables keepalive probes on a connection; reads and writes fail with `TimedOut` if they get no reply. `is_sent`: the
-/// request is sent completely.
-fn ask_for_life(stream: &TcpStream, is_sent: bool) {
-    const PROBES: u32 = (SILENCE.as_secs() / ASK_EVERY.as_secs()) as u32;
+/// Enables keepalive probes on a connection; reads and writes fail with `TimedOut` if they get no reply for `silence`, which
+/// is at least a second for each of [`PROBES`]. `is_sent`: the request is sent completely.
+fn ask_for_life(stream: &TcpStream, is_sent: bool, silence: Duration) {
     let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new().with_time(ASK_EVERY).with_interval(ASK_EVERY).with_retries(PROBES - 1);
+    // The kernel counts whole seconds.
+    let every = Duration::from_secs(silence.as_secs() / u64::from(PROBES));
+    let probes = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(PROBES - 1);
     #[cfg(target_os = "linux")]
     // TCP_USER_TIMEOUT covers unacknowledged data: no keepalive probes are sent during retransmission.
-    let limited = if is_sent { socket.set_tcp_user_timeout(Some(SILENCE)) } else { Ok(()) };
+    let limited = if is_sent { socket.set_tcp_user_timeout(Some(silence)) } else { Ok(()) };
     #[cfg(not(target_os = "linux"))]
     let limited = Ok(());
     let asked = limited.and_then(|()| socket.set_tcp_keepalive(&probes));
@@ -93,12 +98,13 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(!socket.keepalive().unwrap());
-        ask_for_life(&stream, true);
-        assert!(socket.keepalive().unwrap());
-        assert_eq!(
-            (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()),
-            (ASK_EVERY, ASK_EVERY)
-        );
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(SILENCE));
+        for (seconds, every) in [(15, 3), (5, 1), (9, 1), (600, 120)] {
+            let silence = Duration::from_secs(seconds);
+            ask_for_life(&stream, true, silence);
+            assert!(socket.keepalive().unwrap());
+            let set = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+            assert_eq!(set, (Duration::from_secs(every), Duration::from_secs(every)), "{seconds} s");
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(silence));
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use super::super::client::Disposition;
-use super::super::deadline::Phase;
+use super::super::deadline::{AwaitedSide, Phase};
 use super::super::failure::Failure;
 use super::super::splice::{self, Splice};
 use super::super::stream::Stream;
@@ -117,13 +117,6 @@ impl<'a, 'e> Relaying<'a, 'e> {
         }
         let Exchange { client, upload, .. } = &mut *self.exchange;
         let moved = sent + upload.take_moved();
-        if !*entered {
-            // Most answers never get here: they complete at the first poll.
-            *entered = true;
-            client.deadline.enter(Phase::Body);
-        } else if moved > 0 {
-            client.deadline.advance(moved);
-        }
         if let Some(passage) = &client.passage
             && passage.poll_to_be_cut(cx).is_ready()
         {
@@ -133,11 +126,36 @@ impl<'a, 'e> Relaying<'a, 'e> {
             Ok(there) => there,
             Err(gone) => return Poll::Ready(Err(gone)),
         };
-        let late = |_| {
+        let awaited = self.awaited(waits_for_client, client_there);
+        let deadline = &self.exchange.client.deadline;
+        if !*entered {
+            // Most answers never get here: they complete at the first poll.
+            *entered = true;
+            deadline.enter(Phase::Body(awaited));
+        } else if moved > 0 {
+            deadline.advance(moved);
+        }
+        deadline.poll_body(cx, awaited).map(|interrupt| {
             let late = io::ErrorKind::TimedOut.into();
-            Err(if waits_for_client || !client_there { Failure::ClientGone(late) } else { Failure::CutAnswer(late) })
-        };
-        self.exchange.client.deadline.poll_answer(cx, waits_for_client, client_there).map(late)
+            let late = match awaited {
+                AwaitedSide::Client | AwaitedSide::Either => Failure::ClientGone(late),
+                AwaitedSide::Node | AwaitedSide::Event => Failure::CutAnswer(late),
+            };
+            Err(Failure::interrupted(interrupt, late))
+        })
+    }
+
+    /// Who owes the next piece. An answer of announced length is no event stream: who has begun it has it.
+    fn awaited(&self, waits_for_client: bool, client_there: bool) -> AwaitedSide {
+        if waits_for_client {
+            AwaitedSide::Client
+        } else if self.download.body.has_known_length() {
+            AwaitedSide::Node
+        } else if client_there {
+            AwaitedSide::Event
+        } else {
+            AwaitedSide::Either
+        }
     }
 
     fn poll_download(

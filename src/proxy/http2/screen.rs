@@ -26,6 +26,8 @@ const PREFACE: usize = 24;
 
 /// The length of a frame's head, and the longest payload (the default of SETTINGS_MAX_FRAME_SIZE), in bytes.
 const FRAME_HEAD: usize = 9;
+/// Where the kind of a frame stands in its head.
+const FRAME_KIND: usize = 3;
 const MAX_FRAME: usize = 16 * 1024;
 
 /// The longest header block, in bytes and in frames. h2 has its own limits, but gets only complete blocks.
@@ -64,6 +66,9 @@ pub(super) struct ScreenedStreams {
     pub(super) too_long: Cell<u64>,
     /// h2 has read all of it, and wants more.
     pub(super) is_read: Cell<bool>,
+    /// The head of which a part has come, by how many came before it. Nothing else can follow on the connection until it is
+    /// complete (RFC 9113 section 4.3).
+    pub(super) unfinished: Cell<Option<u64>>,
 }
 
 /// The client's side of a connection, screened.
@@ -104,6 +109,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
             }
             this.frames.take(read.filled(), &mut this.ready);
             this.frames.passed.is_read.set(this.ready.is_empty());
+            this.frames.passed.unfinished.set(this.frames.unfinished());
         }
         let length = buffer.remaining().min(this.ready.len() - this.taken);
         buffer.put_slice(&this.ready[this.taken..this.taken + length]);
@@ -153,6 +159,8 @@ struct Frames {
     highest: u32,
     /// h2 will end the connection for what it was given: all further input is passed on unchanged.
     blind: bool,
+    /// Complete header blocks so far.
+    blocks: u64,
     passed: Rc<ScreenedStreams>,
 }
 
@@ -195,6 +203,7 @@ impl Frames {
             block: None,
             highest: 0,
             blind: false,
+            blocks: 0,
             passed: Rc::default(),
         }
     }
@@ -224,6 +233,13 @@ impl Frames {
                 None => return self.input = rest.to_vec(),
             }
         }
+    }
+
+    /// The header block that has begun, by how many were complete before it.
+    fn unfinished(&self) -> Option<u64> {
+        // Its first frame is taken when it is whole.
+        let has_begun = self.block.is_some() || self.input.get(FRAME_KIND) == Some(&HEADERS);
+        has_begun.then_some(self.blocks)
     }
 
     /// Handles the frame that begins here, or leaves it to be passed on. `None` if it needs more input.
@@ -297,6 +313,7 @@ impl Frames {
             self.block = Some(block);
             return;
         }
+        self.blocks += 1;
         let mut fields = Vec::with_capacity(2 * block.bytes.len());
         let read = self.table.rewrite(&block.bytes, self.max_list, &mut fields);
         if block.opens {
@@ -353,4 +370,39 @@ fn put_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) 
     out.extend_from_slice(&(length as u32).to_be_bytes()[1..]);
     out.extend_from_slice(&[kind, flags]);
     out.extend_from_slice(&stream.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_unfinished_from_its_first_byte_to_its_last() {
+        let mut wire = vec![b' '; PREFACE];
+        let block = [0x82, 0x87, 0x84];
+        put_head(&mut wire, block.len(), HEADERS, END_STREAM, 1);
+        wire.extend_from_slice(&block);
+        let first = wire.len();
+        put_head(&mut wire, 0, CONTINUATION, END_HEADERS, 1);
+        let continued = wire.len();
+        // Frames of other kinds are not heads, whole or not.
+        put_head(&mut wire, 4, WINDOW_UPDATE, 0, 0);
+        wire.extend_from_slice(&[0, 0, 0, 1]);
+        let updated = wire.len();
+        put_head(&mut wire, block.len(), HEADERS, END_STREAM | END_HEADERS, 3);
+        wire.extend_from_slice(&block);
+        let mut frames = Frames::new(4096);
+        let mut out = Vec::new();
+        for (at, byte) in wire.iter().enumerate() {
+            frames.take(&[*byte], &mut out);
+            // How much there is now, and from where the kind of a frame is known.
+            let len = at + 1;
+            let expected = match len {
+                len if len > PREFACE + FRAME_KIND && len < continued => Some(0),
+                len if len > updated + FRAME_KIND && len < wire.len() => Some(1),
+                _ => None,
+            };
+            assert_eq!(frames.unfinished(), expected, "{len} bytes, of {first} and {continued} and {updated}");
+        }
+    }
 }

@@ -241,6 +241,8 @@ values! {
         GuardCut = "guard_cut",
         /// Nothing moved through a tunnel for too long.
         IdleTunnel = "idle_tunnel",
+        /// The whole request took longer than it may.
+        DeadlineExceeded = "deadline_exceeded",
     }
 }
 

@@ -22,14 +22,14 @@ use crate::support::varnish::signal;
 const HIT: &str = "HTTP/1.1 200 OK\r\nX-Varnish: 32773 5\r\nX-Request-ID: of-a-node\r\nContent-Length: 4\r\n\r\npage";
 
 /// The configuration of a log in a file of this folder. The log for people is verbose, as other tests have it.
-fn log_in(folder: &Path, more: &str) -> (String, AccessFile) {
+pub(super) fn log_in(folder: &Path, more: &str) -> (String, AccessFile) {
     let file = folder.join("access.log");
     let config =
         format!("[log]\nlevel = \"debug\"\nformat = \"json\"\naccess = \"json\"\naccess_file = {file:?}\n{more}\n");
     (config, AccessFile(file))
 }
 
-struct AccessFile(PathBuf);
+pub(super) struct AccessFile(PathBuf);
 
 impl AccessFile {
     fn text(&self) -> String {
@@ -38,7 +38,7 @@ impl AccessFile {
     }
 
     /// The lines, once there are so many.
-    fn lines(&self, count: usize) -> Vec<Value> {
+    pub(super) fn lines(&self, count: usize) -> Vec<Value> {
         let text = eventually(&format!("the access log has {count} lines"), || {
             Some(self.text()).filter(|text| text.lines().count() >= count)
         });
@@ -47,7 +47,7 @@ impl AccessFile {
     }
 
     /// The only line of this path, once it is there.
-    fn of(&self, path: &str) -> Value {
+    pub(super) fn of(&self, path: &str) -> Value {
         let text = eventually(&format!("the access log has {path}"), || {
             self.text().lines().find(|line| line.contains(&format!("\"target\":\"{path}\""))).map(str::to_owned)
         });
@@ -171,7 +171,7 @@ fn the_client_of_a_line_is_whom_a_trusted_proxy_names() {
 }
 
 /// What a line says of a request that failed.
-fn ended(line: &Value) -> (u64, &str, &str) {
+pub(super) fn ended(line: &Value) -> (u64, &str, &str) {
     let text = |key: &str| line[key].as_str().unwrap_or_else(|| panic!("no {key} in {line}"));
     (line["status"].as_u64().expect("a status"), text("termination"), text("reason"))
 }
@@ -180,7 +180,7 @@ fn ended(line: &Value) -> (u64, &str, &str) {
 fn who_ended_a_request_and_in_which_phase_is_in_its_line_and_its_counter() {
     let folder = tempfile::tempdir().unwrap();
     let (log_config, log) = log_in(folder.path(), "");
-    let limits = "[limits]\nheader_timeout = \"300ms\"\n";
+    let limits = "[timeouts]\nclient_header = \"300ms\"\n";
     let hold = Gate::default();
     let node = {
         let hold = hold.clone();

@@ -2,7 +2,7 @@
 //! resources are held for a client that has gone.
 
 mod connections;
-mod slow;
+pub(super) mod slow;
 
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -159,7 +159,7 @@ fn a_body_that_proves_too_long_is_cut_upstream_and_answered_413() {
 }
 
 /// Checks that the failure was logged without blaming a node, which would have been logged before.
-fn assert_not_blamed(rig: &Rig, failure: &str) {
+pub(super) fn assert_not_blamed(rig: &Rig, failure: &str) {
     eventually("the failure is logged", || rig.clearcoat.log().has(failure).then_some(()));
     assert!(!rig.clearcoat.log().has("node failed a request"), "a node is blamed");
 }

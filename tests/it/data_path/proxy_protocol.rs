@@ -214,7 +214,7 @@ fn a_strangers_header_is_no_http_and_neither_is_anybodys_where_it_is_off() {
 
 #[test]
 fn a_header_has_a_timeout_as_a_whole_and_idling_after_it_has_longer() {
-    let rig = accepting("[limits]\nheader_timeout = \"1s\"");
+    let rig = accepting("[timeouts]\nclient_header = \"1s\"");
     let mut resting = from_balancer(rig.clearcoat.edge);
     resting.send("PROXY TCP4 203.0.113.7 10.0.0.1 4660 443\r\n").unwrap();
 

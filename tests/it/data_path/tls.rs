@@ -320,7 +320,7 @@ fn who_does_not_speak_tls_is_sent_away_and_harms_nobody() {
 
 #[test]
 fn a_stalled_handshake_is_ended_by_the_header_timeout_even_if_trickling() {
-    let secure = Secure::start("", "[limits]\nheader_timeout = \"2s\"", vec![Upstream::echo()]);
+    let secure = Secure::start("", "[timeouts]\nclient_header = \"2s\"", vec![Upstream::echo()]);
     let mut bystander = secure.session();
     // The start of a ClientHello: a record of 512 bytes.
     let hello = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];

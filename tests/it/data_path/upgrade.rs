@@ -2,7 +2,7 @@
 //! answer starts one.
 
 mod through_varnish;
-mod websocket;
+pub(super) mod websocket;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};

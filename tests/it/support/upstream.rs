@@ -37,6 +37,7 @@ type Script = Box<dyn Fn(&mut Call<'_>) -> Then + Send + Sync>;
 pub struct Upstream {
     pub address: SocketAddr,
     state: Arc<State>,
+    listener: TcpListener,
     acceptor: Option<JoinHandle<Vec<JoinHandle<()>>>>,
 }
 
@@ -44,6 +45,10 @@ struct State {
     script: Script,
     checks: AtomicU8,
     ended: AtomicBool,
+    /// It is to accept nothing more.
+    deaf: AtomicBool,
+    /// It accepts nothing more.
+    is_deaf: Gate,
     connections: Mutex<Vec<Connection>>,
     calls: Mutex<Vec<Seen>>,
 }
@@ -116,14 +121,32 @@ impl Upstream {
             script: Box::new(script),
             checks: AtomicU8::new(Checks::Pass as u8),
             ended: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
+            is_deaf: Gate::default(),
             connections: Mutex::default(),
             calls: Mutex::default(),
         });
         let acceptor = std::thread::spawn({
-            let state = Arc::clone(&state);
+            let (state, listener) = (Arc::clone(&state), listener.try_clone().expect("a handle"));
             move || accept(&listener, &state)
         });
-        Upstream { address, state, acceptor: Some(acceptor) }
+        Upstream { address, state, listener, acceptor: Some(acceptor) }
+    }
+
+    /// Accepts nothing more, and fills the kernel's queue of connections, which then answers no SYN, as a machine that is gone.
+    /// Lasts as long as the returned connections.
+    pub fn becomes_deaf(&self) -> Vec<TcpStream> {
+        self.state.deaf.store(true, Ordering::SeqCst);
+        // Wakes the acceptor.
+        let mut queue = vec![TcpStream::connect(self.address).expect("it accepts so far")];
+        self.state.is_deaf.wait("it accepts nothing more");
+        // Of a socket that listens already, this shortens the queue.
+        socket2::SockRef::from(&self.listener).listen(1).expect("a socket option");
+        // The first that finds no room gets no answer.
+        while let Ok(connection) = TcpStream::connect_timeout(&self.address, Duration::from_millis(300)) {
+            queue.push(connection);
+        }
+        queue
     }
 
     /// A fake that answers every request with its path.
@@ -199,6 +222,12 @@ fn kernel_connections() -> impl Iterator<Item = KernelConnection> {
     rows.into_iter()
 }
 
+/// The local ports of the connections to this address that are established.
+pub fn local_ports_to(remote: SocketAddr) -> Vec<u16> {
+    let connections = kernel_connections().filter(|connection| connection.remote == remote && connection.state == "01");
+    connections.map(|connection| connection.local.port()).collect()
+}
+
 /// Whether the server at this address has noticed every connection that its client has closed.
 pub fn has_seen_all_ends(address: SocketAddr) -> bool {
     !kernel_connections().any(|connection| connection.local == address && connection.state == "08")
@@ -208,7 +237,9 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.state.ended.store(true, Ordering::SeqCst);
         // Wakes the acceptor, which then ends; an error means that it has ended already.
-        _ = TcpStream::connect(self.address);
+        if !self.state.deaf.load(Ordering::SeqCst) {
+            _ = TcpStream::connect(self.address);
+        }
         let acceptor = self.acceptor.take().expect("ends once");
         let Ok(threads) = acceptor.join() else { panic!("a fake could not accept") };
         for connection in self.state.connections.lock().unwrap().iter() {
@@ -227,6 +258,10 @@ fn accept(listener: &TcpListener, state: &Arc<State>) -> Vec<JoinHandle<()>> {
     for stream in listener.incoming() {
         let stream = stream.expect("a connection");
         if state.ended.load(Ordering::SeqCst) {
+            break;
+        }
+        if state.deaf.load(Ordering::SeqCst) {
+            state.is_deaf.open();
             break;
         }
         stream.set_nodelay(true).expect("a socket option");

@@ -27,7 +27,7 @@ fn drip(stream: &mut TcpStream, piece: &[u8], goes_on: impl Fn() -> bool) {
 
 #[test]
 fn a_head_has_its_time_from_its_first_byte_and_drips_do_not_extend_it() {
-    let limits = "[limits]\nheader_timeout = \"1s\"";
+    let limits = "[timeouts]\nclient_header = \"1s\"";
     let rig = Rig::start(limits, vec![Upstream::echo()], vec![Upstream::echo()]);
     for (address, node) in [(rig.clearcoat.edge, &rig.varnish[0]), (rig.clearcoat.origin, &rig.web[0])] {
         let (mut silent, mut used) = (Connection::open(address).unwrap(), Connection::open(address).unwrap());
@@ -124,7 +124,7 @@ fn drips_an_upload(rig: &Rig, head: &str, piece: &[u8]) {
 }
 
 /// Whether no bytes have arrived.
-fn is_quiet(stream: &TcpStream) -> bool {
+pub(in crate::data_path) fn is_quiet(stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     let looked = stream.peek(&mut [0]).map_err(|error| error.kind());
     stream.set_nonblocking(false).unwrap();
@@ -256,36 +256,4 @@ fn an_event_stream_may_pause_and_who_leaves_it_is_noticed() {
     eventually("the minute is over for all", || (began.elapsed() > Duration::from_secs(66)).then_some(()));
     goes_on.open();
     assert_eq!(stays.take(21).unwrap(), b"3\r\n1\n\n\r\n3\r\n2\n\n\r\n0\r\n\r\n");
-}
-
-#[test]
-#[ignore = "waits for the minute that a node is given; `cargo test --test it -- --ignored` runs it"]
-fn a_node_that_stops_reading_an_upload_is_to_blame() {
-    let never = Gate::default();
-    let rig = Rig::start(
-        "",
-        vec![Upstream::start(move |call| {
-            // Longer than one wait of a fake.
-            (0..3).for_each(|_| _ = call.wait(&never));
-            Then::Close
-        })],
-        Vec::new(),
-    );
-    let mut client = rig.edge();
-    client.stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
-    let began = Instant::now();
-    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 64 << 20)).unwrap();
-    let mut stream = client.stream.try_clone().unwrap();
-    let writer = std::thread::spawn(move || {
-        // The client may be cut before all is written.
-        _ = stream.write_all(&vec![b'x'; 64 << 20]);
-    });
-    let answer = client.answer(false).unwrap();
-    let waited = began.elapsed().as_secs();
-    assert_eq!(answer.status, 504, "{answer:?}");
-    assert!((55..80).contains(&waited), "after {waited} s");
-    eventually("the node is blamed", || rig.clearcoat.log().has("node failed a request").then_some(()));
-    drop(client);
-    writer.join().unwrap();
-    rig.becomes_idle();
 }

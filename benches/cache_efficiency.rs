@@ -59,6 +59,8 @@ struct Contender {
     varnish: Vec<Varnish>,
     _web: Web,
     shop: Arc<Shop>,
+    /// How many there were.
+    phases: AtomicU64,
     _folder: tempfile::TempDir,
 }
 
@@ -110,17 +112,29 @@ impl Contender {
                 reserved
             }
         };
-        Contender { name, edge, _balancer: balancer, varnish, _web: web, shop, _folder: folder }
+        Contender {
+            name,
+            edge,
+            _balancer: balancer,
+            varnish,
+            _web: web,
+            shop,
+            phases: AtomicU64::new(0),
+            _folder: folder,
+        }
     }
 
     /// Readers ask for pages; `hot` is the share of requests that are for one page. Prints what they got.
     fn phase(&self, what: &str, hot: f64, weights: &[f64]) {
         let (phase, renders, began) = (Phase::default(), self.shop.renders.load(SeqCst), Instant::now());
+        // Other pages in each phase, and the same ones for each contender.
+        let seeds = READERS * self.phases.fetch_add(1, SeqCst);
         let before: Vec<u64> = self.varnish.iter().map(requests_of).collect();
         std::thread::scope(|scope| {
             for reader in 0..READERS {
                 let phase = &phase;
-                scope.spawn(move || self.read(reader, hot, weights, phase));
+                let random = fastrand::Rng::with_seed(seeds + reader);
+                scope.spawn(move || self.read(random, hot, weights, phase));
             }
         });
         let took = began.elapsed();
@@ -142,8 +156,7 @@ impl Contender {
         );
     }
 
-    fn read(&self, reader: u64, hot: f64, weights: &[f64], phase: &Phase) {
-        let mut random = fastrand::Rng::with_seed(reader);
+    fn read(&self, mut random: fastrand::Rng, hot: f64, weights: &[f64], phase: &Phase) {
         let mut connection = None;
         for _ in 0..REQUESTS / READERS {
             let page = if random.f64() < hot { 1 } else { 1 + weights.partition_point(|sum| *sum < random.f64()) };

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_full_again_however_long_nobody_asked_and_empty_for_nobody_else() {
+    fn a_bucket_is_full_again_however_long_nobody_asked() {
         let (buckets, rate) = (RateBuckets::default(), Rate::new(1, 1).unwrap());
         assert!(buckets.take_of_client(client(1), rate, START).is_ok() && buckets.take_of_all(rate, START).is_ok());
         let all = |now| (0..SETS).for_each(|_| buckets.tidy(now));

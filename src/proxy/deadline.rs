@@ -34,6 +34,8 @@ pub(super) enum Phase {
     Idle,
     /// From the first byte of a head to its last.
     Header,
+    /// Waiting for a node with room: who waits has a limit of his own (`queue_timeout`).
+    Queue,
     /// Opening a connection to a node.
     Connect,
     /// Waiting for the first byte of an answer: the limit that Magento's VCL sets for an administrator's export.
@@ -58,7 +60,13 @@ impl Phase {
     /// Whether a request is under way: its client waits for us, or we for the client.
     fn is_request(self) -> bool {
         match self {
-            Phase::Header | Phase::Connect | Phase::FirstByte | Phase::Body | Phase::Fragment | Phase::Tunnel => true,
+            Phase::Header
+            | Phase::Queue
+            | Phase::Connect
+            | Phase::FirstByte
+            | Phase::Body
+            | Phase::Fragment
+            | Phase::Tunnel => true,
             Phase::Idle | Phase::Linger | Phase::Streams | Phase::Leaving => false,
         }
     }
@@ -155,7 +163,7 @@ impl Deadlines {
             Phase::Body | Phase::Leaving => 60,
             Phase::Linger => 2,
             Phase::Tunnel => 3600,
-            Phase::Streams => return Duration::MAX,
+            Phase::Queue | Phase::Streams => return Duration::MAX,
         })
     }
 

@@ -43,7 +43,8 @@ use crate::http_server;
 use crate::inherited::InheritedSockets;
 use crate::journal::Journal;
 use crate::proxy::{
-    self, Admission, CutRequests, Entrance, ErrorPages, IdleWorker, LeaveNotice, NOTICED, TrafficRules,
+    self, Admission, CutRequests, Entrance, ErrorPages, IdleWorker, LeaveNotice, NOTICED, RequestQueue, RetryBudgets,
+    TrafficRules,
 };
 use crate::purge_api::PurgeApi;
 use crate::registry::RegistryStatus;
@@ -178,6 +179,7 @@ impl App {
             rules,
             admission: shared.admission,
             files: shared.files,
+            queue: shared.queue,
             slow_start,
             deliveries: Arc::clone(&deliveries),
             purge_api,
@@ -430,9 +432,12 @@ fn worker_context(
     shutdown: Shutdown,
 ) -> proxy::WorkerContext {
     let (of_one, connections) = (config.limits.max_connections_per_address, engine.metrics.edge_connections.clone());
+    let (fleet, metrics) = (Arc::clone(&engine.fleet), Arc::clone(&engine.metrics));
     proxy::WorkerContext {
-        fleet: Arc::clone(&engine.fleet),
-        metrics: Arc::clone(&engine.metrics),
+        queue: Arc::new(RequestQueue::new(Arc::clone(&fleet), Arc::clone(&rules), Arc::clone(&metrics))),
+        retries: Arc::new(RetryBudgets::new(Arc::clone(&metrics))),
+        fleet,
+        metrics,
         suspects,
         rules,
         admission: Arc::new(Admission::new(of_one, connections)),

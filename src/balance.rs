@@ -23,9 +23,11 @@
 
 mod bounded_load;
 mod rendezvous;
+mod retry_budget;
 #[cfg(test)]
 mod testing;
 mod two_choices;
+mod waiting_line;
 mod weighted;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,8 @@ use serde::{Deserialize, Serialize};
 pub use self::bounded_load::BoundedLoad;
 use self::bounded_load::LoadCheck;
 use self::rendezvous::Fitness;
+pub use self::retry_budget::{LEAST as LEAST_RETRIES, RetryBudget, WINDOW as RETRY_WINDOW};
+pub use self::waiting_line::WaitingLine;
 use crate::fleet::{Member, Pool, Tickets, WHOLE_SHARE, WHOLE_TRAFFIC, spread_bits};
 
 /// How a listener chooses among its nodes.

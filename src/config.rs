@@ -50,8 +50,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use edge::{
-    CIPHER_SUITES, CIPHER_SUITES_OF_TLS13, Edge, MARKETING_PARAMETERS, Origin, ProxyProtocol, TlsListener, TlsVersion,
-    WhenAllBehind,
+    CIPHER_SUITES, CIPHER_SUITES_OF_TLS13, Edge, MARKETING_PARAMETERS, Origin, ProxyProtocol, RequestTerms,
+    TlsListener, TlsVersion, WhenAllBehind,
 };
 pub use edge_rules::{EdgeErrorPages, EdgeHttps, EdgeMaintenance, EdgeRateLimit};
 pub use error::{ConfigError, ConfigErrors};

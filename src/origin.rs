@@ -6,6 +6,7 @@
 
 mod wire;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::balance::{self, LbContext, Policy};
@@ -13,8 +14,8 @@ use crate::config;
 use crate::fleet::{Member, Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::proxy::{
-    Frontend, IgnoredParameters, LeaveNotice, NoNode, NoteTags, OwnAnswer, PastCaches, Select, StorePolicy, Trust,
-    request_hash,
+    Frontend, IgnoredParameters, LeaveNotice, NoNode, NodeChoice, NoteTags, OwnAnswer, PastCaches, Select, StorePolicy,
+    Trust, request_hash,
 };
 use crate::purge::Guard;
 use crate::seal::PurgedNames;
@@ -61,7 +62,12 @@ pub fn frontend(
         own_answer: Arc::new(own_answer),
         leave_notice: Some(leave_notice),
         notes_latency: config.policy == Policy::PeakEwma,
-        select: Arc::new(OriginSelect { policy: config.policy, nothing_ignored: IgnoredParameters::default() }),
+        select: Arc::new(OriginSelect {
+            policy: config.policy,
+            limit: config.max_requests_per_node,
+            nothing_ignored: IgnoredParameters::default(),
+        }),
+        terms: config.request_terms(),
         store: Some(StorePolicy::new(config.guard.then_some(guard), sealing, metrics)),
         freshness: None,
     }
@@ -70,6 +76,8 @@ pub fn frontend(
 /// Chooses among the web nodes.
 struct OriginSelect {
     policy: Policy,
+    /// Of each web node.
+    limit: Option<NonZeroU32>,
     nothing_ignored: IgnoredParameters,
 }
 
@@ -78,11 +86,14 @@ impl Select for OriginSelect {
         if self.policy == Policy::Rendezvous { request_hash(head, &self.nothing_ignored) } else { 0 }
     }
 
-    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode> {
-        let may_serve = |member: &Member| member.usable && Some(member.node.endpoint_id) != tried;
-        balance::pick(self.policy, &fleet.web, lb, None, may_serve)
-            .map(|member| Arc::clone(&member.node))
-            .ok_or(NoNode::NoneUp)
+    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: &[u64]) -> Result<NodeChoice, NoNode> {
+        let may_serve = |member: &Member| member.usable && !tried.contains(&member.node.endpoint_id);
+        let has_room = |member: &Member| may_serve(member) && member.node.live.has_room(self.limit);
+        match balance::pick(self.policy, &fleet.web, lb, None, has_room) {
+            Some(member) => Ok(NodeChoice { node: Arc::clone(&member.node), limit: self.limit, is_stale: false }),
+            None if self.limit.is_some() && fleet.web.members().iter().any(may_serve) => Err(NoNode::Busy),
+            None => Err(NoNode::NoneUp),
+        }
     }
 
     fn past_caches(&self, _: &Snapshot, _: LbContext, _: &[u64], _: &Node) -> PastCaches {

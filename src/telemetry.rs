@@ -11,6 +11,6 @@ pub use causes::causes;
 pub use incidents::{Incident, IncidentKind, Incidents};
 pub use metrics::{
     Answers, CacheResult, Durations, FailureReason, FileShare, HandshakeResult, JournalMetrics, ListenerMetrics,
-    Metrics, NodeMetrics, PurgeMetrics, PurgeResult, ReloadResult, Resync, RetryReason, SealVerdict, Shortage,
-    UpstreamFault, VarnishMetrics,
+    Metrics, NodeMetrics, PurgeMetrics, PurgeResult, QueueMetrics, ReloadResult, Resync, RetryReason, SealVerdict,
+    Shortage, UpstreamFault, VarnishMetrics,
 };

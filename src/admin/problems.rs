@@ -172,6 +172,12 @@ impl Problem {
                 "Whoever reads the pipe is too slow, or the disk of log.access_file is full. Requests do not wait for it.",
                 "ClearcoatAccessLogLost",
             ),
+            IncidentKind::Overload => (
+                "The queue",
+                "Find what makes the nodes slow, or add nodes; raise max_requests_per_node only where they can take more \
+                 (docs/overload.md).",
+                "ClearcoatOverload",
+            ),
         };
         let (what, why) = (what.to_owned(), incident.words.to_string());
         let at = (!kind.is_state()).then(|| humantime::format_rfc3339_millis(incident.at).to_string());

@@ -22,7 +22,9 @@ use crate::edge;
 use crate::files::FileBudget;
 use crate::fleet::Fence;
 use crate::origin;
-use crate::proxy::{Admission, ErrorPages, FailureStatuses, Frontend, LeaveNotice, RateBuckets, TrafficRules};
+use crate::proxy::{
+    Admission, ErrorPages, FailureStatuses, Frontend, LeaveNotice, RateBuckets, RequestQueue, TrafficRules,
+};
 use crate::purge::Guard;
 use crate::purge_api::PurgeApi;
 use crate::replicas::Replicas;
@@ -54,8 +56,7 @@ impl TrafficParts {
         access: Option<Arc<AccessLog>>,
         pages: &Arc<ErrorPages>,
     ) -> TrafficRules {
-        let (methods, trials, metrics) =
-            (&config.purge.methods, || Arc::clone(&self.trials), || Arc::clone(&self.metrics));
+        let (methods, trials) = (&config.purge.methods, || Arc::clone(&self.trials));
         let Sealing { origin, edge } = self.sealing.clone();
         let parts = edge::GateParts { buckets: Arc::clone(&self.buckets), error_pages: Arc::clone(pages) };
         let origin = origin::frontend(
@@ -65,10 +66,18 @@ impl TrafficParts {
             origin,
             trials(),
             Arc::clone(&self.leave_notice),
-            metrics(),
+            Arc::clone(&self.metrics),
         );
         TrafficRules {
-            edge: edge::frontend(&config.edge, methods, Arc::clone(&self.fence), trials(), edge, metrics(), parts),
+            edge: edge::frontend(
+                &config.edge,
+                methods,
+                config.origin.max_requests_per_node,
+                Arc::clone(&self.fence),
+                trials(),
+                edge,
+                parts,
+            ),
             origin: Frontend { error_pages: Arc::clone(pages), ..origin },
             limits: config.limits.clone(),
             timeouts: config.timeouts,
@@ -87,6 +96,7 @@ pub(super) struct RunningParts {
     pub(super) rules: Arc<ArcSwap<TrafficRules>>,
     pub(super) admission: Arc<Admission>,
     pub(super) files: Arc<FileBudget>,
+    pub(super) queue: Arc<RequestQueue>,
     pub(super) slow_start: Arc<SlowStart>,
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) purge_api: Arc<PurgeApi>,
@@ -155,6 +165,8 @@ impl RunningParts {
         let (limits_before, limits) = (&before.edge.rate_limit, &now.edge.rate_limit);
         self.traffic.buckets.adopt(limits_before, limits, self.traffic.started.elapsed());
         let old = self.rules.swap(Arc::new(self.traffic.rules(now, access, &prepared.error_pages)));
+        // A limit may have been raised.
+        self.queue.serve();
         self.purge_api.configure(&now.purge);
         self.deliveries.configure(&now.purge);
         self.admin_api.configure(AdminSettings::of(now));

@@ -19,8 +19,8 @@ use std::time::Duration;
 use super::headers::{self, Carrier};
 use super::node::{NodeFacts, is_host_port};
 use super::{
-    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Kubernetes, Limits, Log, ProxyProtocol, RegistryKind, ServerUrl,
-    StaticNode, Token, Traces, WebChecks,
+    Config, Dns, Edge, Etcd, FirstStart, JournalKind, Kubernetes, Limits, Log, ProxyProtocol, RegistryKind,
+    RequestTerms, ServerUrl, StaticNode, Token, Traces, WebChecks,
 };
 use crate::fleet::Role;
 use crate::purge::may_purge;
@@ -30,6 +30,8 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD: RangeInclusive<usize> = 1024..=1 << 20;
 const FIELDS: RangeInclusive<usize> = 16..=256;
+const LONGEST_QUEUE: usize = 1_000_000;
+const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
 const MAX_WORKERS: usize = 1024;
 const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
@@ -124,6 +126,8 @@ impl Config {
         let mut rules = RuleCheck::default();
         self.check_listeners(&mut rules);
         check_edge(&self.edge, &mut rules);
+        check_terms("edge", &self.edge.request_terms(), &mut rules);
+        check_terms("origin", &self.origin.request_terms(), &mut rules);
         check_limits(&self.limits, &mut rules);
         for (key, reason) in self.timeouts.faults() {
             rules.require(false, format!("timeouts.{key}"), reason);
@@ -306,6 +310,19 @@ fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
     );
     rules.require(edge.offload_header.as_deref().is_none_or(is_offload_header), "edge.offload_header", reason);
     edge_rules::check(edge, rules);
+}
+
+fn check_terms(section: &str, terms: &RequestTerms, rules: &mut RuleCheck) {
+    let key = |name: &str| format!("{section}.{name}");
+    let reason = format!("must be at most {LONGEST_QUEUE}; 0: nobody waits");
+    rules.require(terms.max_queue <= LONGEST_QUEUE, key("max_queue"), reason);
+    let in_bounds = !terms.queue_timeout.is_zero() && terms.queue_timeout <= LONGEST_QUEUE_TIMEOUT;
+    rules.require(
+        in_bounds,
+        key("queue_timeout"),
+        "must be above 0s and at most 600s; set max_queue to 0 where nobody is to wait",
+    );
+    rules.require((0.0..=1.0).contains(&terms.retry_budget), key("retry_budget"), "must be 0 to 1");
 }
 
 /// Names of query parameters, some with a wildcard at the end.

@@ -1,15 +1,35 @@
 //! `[edge]` and `[origin]`: the two balanced listeners.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::edge_rules::{EdgeErrorPages, EdgeHttps, EdgeMaintenance, EdgeRateLimit};
-use super::optional::empty_is_none;
+use super::optional::{empty_is_none, zero_is_none};
 use super::text;
 use crate::balance::{BoundedLoad, Policy};
+
+/// The defaults of both listeners. As many may wait as with Envoy (`max_pending_requests`).
+const MAX_QUEUE: u32 = 1024;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_BUDGET: f64 = 0.2;
+
+/// How many requests the nodes of a listener get, and what becomes of others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RequestTerms {
+    /// In flight at each node; `None`: no limit.
+    pub max_per_node: Option<NonZeroU32>,
+    /// How many requests may wait for a node with room.
+    pub max_queue: usize,
+    /// For how long.
+    pub queue_timeout: Duration,
+    /// The share of requests that may be retried, 0 to 1.
+    pub retry_budget: f64,
+}
 
 /// What Magento 2.4.8 strips from a URL before its own hash (`Identifier::getMarketingParameterPatterns`, and its VCL), and
 /// what other shops' advertisements use. `ie` and `origin`, which older VCLs of Magento stripped as well, are none.
@@ -44,9 +64,21 @@ pub struct Edge {
     pub hash_ignore_query: Vec<String>,
     /// What becomes of requests while no Varnish has all purges. Default `bypass`.
     pub when_all_behind: WhenAllBehind,
-    /// Requests in flight that a bypass may put on one web node; beyond it the Varnish that is least behind serves.
-    /// At least 1, default 32.
+    /// Requests in flight that a bypass may put on one web node; beyond it the Varnish that is least behind serves, and where there
+    /// is none requests wait. Where `origin.max_requests_per_node` is less, that counts. At least 1, default 32.
     pub bypass_max_requests_per_node: u32,
+    /// Requests in flight that all clients together may put on one Varnish; 0 (the default) is no limit. While every Varnish
+    /// that may serve has as many, requests wait. Tunnels and event streams count as long as they last.
+    #[serde(with = "zero_is_none")]
+    pub max_requests_per_node: Option<NonZeroU32>,
+    /// Requests that may wait for a node with room; one more is answered 503 at once. 0: none waits. At most 1000000, default 1024.
+    pub max_queue: u32,
+    /// How long a request may wait for a node with room; then it is answered 503. Above 0s, at most 600s, default 5s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub queue_timeout: Duration,
+    /// The share of the requests of the last 10 s that may be sent to another node after one may have begun to carry them out. Not
+    /// counted is who could not connect, and 100 in 10 s are always allowed. 0 to 1, default 0.2.
+    pub retry_budget: f64,
     /// Networks whose `X-Forwarded-*` headers are believed, and whose PROXY header if `proxy_protocol` is `accept`;
     /// a bare address is one host. Default none.
     #[serde(deserialize_with = "text::list", serialize_with = "text::write_list")]
@@ -91,6 +123,10 @@ impl Default for Edge {
             hash_ignore_query: MARKETING_PARAMETERS.map(str::to_owned).to_vec(),
             when_all_behind: WhenAllBehind::Bypass,
             bypass_max_requests_per_node: 32,
+            max_requests_per_node: None,
+            max_queue: MAX_QUEUE,
+            queue_timeout: QUEUE_TIMEOUT,
+            retry_budget: RETRY_BUDGET,
             trusted_proxies: Vec::new(),
             proxy_protocol: ProxyProtocol::Off,
             http2: true,
@@ -108,6 +144,16 @@ impl Default for Edge {
 }
 
 impl Edge {
+    /// How much nodes get, and what becomes of what they cannot take.
+    pub fn request_terms(&self) -> RequestTerms {
+        RequestTerms {
+            max_per_node: self.max_requests_per_node,
+            max_queue: self.max_queue as usize,
+            queue_timeout: self.queue_timeout,
+            retry_budget: self.retry_budget,
+        }
+    }
+
     /// When a node passes keys on.
     pub fn bounded_load(&self) -> Option<BoundedLoad> {
         self.bounded_load.map(|factor| BoundedLoad { factor, from: self.bounded_load_from })
@@ -197,12 +243,44 @@ pub struct Origin {
     pub listen: Vec<SocketAddr>,
     /// How a request finds its web node. Default `least_request`.
     pub policy: Policy,
+    /// Requests in flight that all Varnish together may put on one web node; 0 (the default) is no limit. While every web node that
+    /// may serve has as many, requests wait. Tunnels and event streams count as long as they last.
+    #[serde(with = "zero_is_none")]
+    pub max_requests_per_node: Option<NonZeroU32>,
+    /// Requests that may wait for a node with room; one more is answered 503 at once. 0: none waits. At most 1000000, default 1024.
+    pub max_queue: u32,
+    /// How long a request may wait for a node with room; then it is answered 503. Above 0s, at most 600s, default 5s.
+    #[serde(deserialize_with = "text::one", serialize_with = "text::write_duration")]
+    pub queue_timeout: Duration,
+    /// The share of the requests of the last 10 s that may be sent to another node after one may have begun to carry them out. Not
+    /// counted is who could not connect, and 100 in 10 s are always allowed. 0 to 1, default 0.2.
+    pub retry_budget: f64,
     /// Whether a page that was rendered before a purge of it is marked, so that no Varnish stores it. Default true.
     pub guard: bool,
 }
 
 impl Default for Origin {
     fn default() -> Self {
-        Origin { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))], policy: Policy::LeastRequest, guard: true }
+        Origin {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))],
+            policy: Policy::LeastRequest,
+            max_requests_per_node: None,
+            max_queue: MAX_QUEUE,
+            queue_timeout: QUEUE_TIMEOUT,
+            retry_budget: RETRY_BUDGET,
+            guard: true,
+        }
+    }
+}
+
+impl Origin {
+    /// How much nodes get, and what becomes of what they cannot take.
+    pub fn request_terms(&self) -> RequestTerms {
+        RequestTerms {
+            max_per_node: self.max_requests_per_node,
+            max_queue: self.max_queue as usize,
+            queue_timeout: self.queue_timeout,
+            retry_budget: self.retry_budget,
+        }
     }
 }

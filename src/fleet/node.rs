@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -371,9 +372,22 @@ impl Live {
         self.inflight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts the end of a request, whatever its outcome.
+    /// Counts a request to the node, if it has fewer than `limit` in flight; all threads together never put more there. Returns
+    /// whether it was counted.
+    pub fn try_begin_request(&self, limit: NonZeroU32) -> bool {
+        let one_more = |inflight: u32| (inflight < limit.get()).then(|| inflight + 1);
+        self.inflight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_ok()
+    }
+
+    /// Whether it has fewer requests in flight than `limit`; `None` is no limit. Others may take what is left meanwhile.
+    pub fn has_room(&self, limit: Option<NonZeroU32>) -> bool {
+        limit.is_none_or(|limit| self.inflight.load(Ordering::SeqCst) < limit.get())
+    }
+
+    /// Counts the end of a request, whatever its outcome. Whoever looks afterwards whether somebody waits for room (also `SeqCst`)
+    /// sees all who did not see this.
     pub fn request_ended(&self) {
-        self.inflight.fetch_sub(1, Ordering::Relaxed);
+        self.inflight.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Whether its health checks found it down. Kept when the node leaves the fleet.
@@ -490,5 +504,27 @@ mod tests {
         for bad in ["", "a b", "a/b", "ü", &"x".repeat(129)] {
             assert!(NodeId::try_from(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn all_threads_together_put_no_more_on_a_node_than_its_limit() {
+        let (live, limit) = (Live::default(), NonZeroU32::new(3).unwrap());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        if live.try_begin_request(limit) {
+                            assert!(live.inflight() <= 3);
+                            live.request_ended();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((live.inflight(), live.has_room(Some(limit))), (0, true));
+        (0..3).for_each(|_| assert!(live.try_begin_request(limit)));
+        assert!(!live.try_begin_request(limit) && !live.has_room(Some(limit)) && live.has_room(None));
+        live.request_began();
+        assert!(!live.has_room(Some(limit)), "more than that by one without a limit");
     }
 }

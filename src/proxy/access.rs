@@ -132,7 +132,7 @@ pub(super) fn write_line(
         node: node.map(|node| node.id().as_str()),
         tries: trace.tries,
         cache: cache.map(CacheResult::as_str),
-        queue: has_node.then_some(turned_to),
+        queue: if has_node { Some(turned_to) } else { Some(trace.queued).filter(|queued| !queued.is_zero()) },
         connect: (trace.phase >= RequestPhase::Headers).then_some(trace.connected),
         first_byte,
         total,

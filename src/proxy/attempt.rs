@@ -45,33 +45,17 @@ use upload::Upload;
 /// The most interim heads before an answer. Each restarts the timeout for the answer, so their number must be bounded.
 const MAX_INTERIM: usize = 16;
 
-/// A node counts as busy with a request until its answer ends, not only until it begins.
-struct Inflight<'n>(&'n Node);
-
-impl<'n> Inflight<'n> {
-    fn begin(node: &'n Node) -> Self {
-        node.live.request_began();
-        Inflight(node)
-    }
-}
-
-impl Drop for Inflight<'_> {
-    fn drop(&mut self) {
-        self.0.live.request_ended();
-    }
-}
-
 /// A request that waits for a file.
-struct QueuedRequest<'g>(&'g IntGauge);
+struct AwaitsFile<'g>(&'g IntGauge);
 
-impl<'g> QueuedRequest<'g> {
+impl<'g> AwaitsFile<'g> {
     fn begin(length: &'g IntGauge) -> Self {
         length.inc();
-        QueuedRequest(length)
+        AwaitsFile(length)
     }
 }
 
-impl Drop for QueuedRequest<'_> {
+impl Drop for AwaitsFile<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -96,6 +80,7 @@ impl FailedAttempt {
 }
 
 /// How a request may be sent to a node.
+#[derive(Default)]
 pub(super) struct Terms {
     /// The input of the node selection.
     pub(super) lb: LbContext,
@@ -105,11 +90,18 @@ pub(super) struct Terms {
     pub(super) is_safe: bool,
     /// A stale answer of a cache is taken as it is.
     pub(super) takes_stale: bool,
-    /// The request may be retried on another node if this one goes down. Otherwise it lives as long as its connection.
-    pub(super) may_move: bool,
+    /// Another node was asked before.
+    pub(super) elsewhere: bool,
 }
 
-/// Sends the request to this node and its answer to the client.
+impl Terms {
+    /// Whether the request may be retried on another node if this one goes down. Otherwise it lives as long as its connection.
+    fn may_move(&self) -> bool {
+        self.is_safe && !self.elsewhere
+    }
+}
+
+/// Sends the request to this node, where it is counted ([`NodePermit`](super::node_permit::NodePermit)), and its answer to the client.
 pub(super) async fn attempt(
     client: &mut Client,
     request: &mut Request,
@@ -124,7 +116,6 @@ pub(super) async fn attempt(
     }
     request.asked_cache = AskedCache::default();
     note_asked_cache(client, request, node);
-    let _inflight = Inflight::begin(node);
     // What may not be repeated is worth a question to the system whether the connection is open still.
     let ask = if terms.is_safe { Openness::AsKnown } else { Openness::Asked };
     let pooled = || client.worker.pools.get(node, owner(client, node), ask);
@@ -171,7 +162,7 @@ async fn connect(client: &Client, node: &Arc<Node>, trace: &mut Trace) -> Result
         None => {
             worker.close_unused();
             trace.phase = RequestPhase::Queue;
-            let waiting = QueuedRequest::begin(&worker.shared.metrics.queue_length);
+            let waiting = AwaitsFile::begin(worker.shared.metrics.queue.for_files(client.frontend.role));
             let file = while_connecting(client, room.take()).await.map_err(|interrupt| match interrupt {
                 Interrupt::NodeDown => Failure::Connect(io::ErrorKind::TimedOut.into()),
                 other => Failure::interrupted(other, Failure::NoFiles),

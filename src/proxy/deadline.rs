@@ -52,6 +52,8 @@ pub(super) enum Phase {
     Idle,
     /// From the first byte of a head to its last.
     Header,
+    /// Waiting for a node with room: who waits has a limit of his own (`queue_timeout`).
+    Queue,
     /// Opening a connection to a node.
     Connect,
     /// Waiting for the first byte of an answer.
@@ -83,7 +85,7 @@ impl Phase {
     /// Whether its time is part of a request's: from the end of the head to the end of the answer. A tunnel has its answer.
     fn is_exchange(self) -> bool {
         match self {
-            Phase::Connect | Phase::FirstByte | Phase::Body(_) | Phase::Fragment => true,
+            Phase::Queue | Phase::Connect | Phase::FirstByte | Phase::Body(_) | Phase::Fragment => true,
             Phase::Idle | Phase::Header | Phase::Linger | Phase::Tunnel | Phase::Streams | Phase::Leaving => false,
         }
     }
@@ -101,7 +103,7 @@ impl Phase {
             Phase::Body(AwaitedSide::Event) | Phase::Tunnel => timeouts.tunnel.unwrap_or(Duration::MAX),
             Phase::Fragment => timeouts.fragment,
             Phase::Linger => timeouts.client_fin,
-            Phase::Streams => Duration::MAX,
+            Phase::Queue | Phase::Streams => Duration::MAX,
         }
     }
 }

@@ -11,23 +11,26 @@ use super::deadline::{AwaitedSide, Phase};
 use super::failure::Failure;
 use super::gate::GateRefusal;
 use super::latency;
+use super::node_choice;
+use super::node_permit::NodePermit;
 use super::request::Request;
 use super::second_look::{NextLook, SecondLook};
 use super::spans;
 use super::suspicion;
 use super::trace::RequestPhase;
 use super::worker::Worker;
-use super::{Freshness, Frontend, OwnAnswer, StorePolicy};
+use super::{Freshness, Frontend, NoNode, OwnAnswer, StorePolicy};
 use crate::balance::LbContext;
 use crate::fleet::{Node, Role, Snapshot};
 use crate::http1::{Framing, Method, OwnResponse};
 use crate::purge::PROBE_PATH;
+use crate::telemetry::RetryReason;
 
 /// The nodes of a request, for metrics and logs.
 #[derive(Default)]
 struct Nodes {
     /// The node that answered.
-    answered: Option<Arc<Node>>,
+    answered: Option<NodePermit>,
     /// The last node that was tried and failed.
     failed: Option<Arc<Node>>,
 }
@@ -109,74 +112,151 @@ async fn try_handle(
     head: Result<usize, Failure>,
     nodes: &mut Nodes,
 ) -> Result<Disposition, Failure> {
-    let (mut node, lb) = match take_in(client, request, head)? {
-        Answerer::Node(node, lb) => (node, lb),
-        Answerer::Ourselves(page) => {
-            request.status = Some(200);
-            (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
-            client.deadline.enter(Phase::Body(AwaitedSide::Client));
-            return client.send(&page).await.map(|()| Disposition::Linger);
-        }
+    let (answerer, terms) = take_in(client, request, head)?;
+    let mut permit = match answerer {
+        Answerer::Node(permit) => permit,
+        other => match Box::pin(answer_later(client, request, other, terms.lb)).await? {
+            LateAnswer::Node(permit) => permit,
+            LateAnswer::Given(after) => return Ok(after),
+        },
     };
-    let is_safe = request.head.method.is_safe();
-    let (mut fresh, mut elsewhere) = (false, false);
-    let (mut second_look, mut takes_stale) = (None::<Box<SecondLook>>, false);
+    let mut retries = Retries { terms, may_have_begun: false, second_look: None };
     loop {
-        request.trace.begin_try(&node);
+        request.trace.begin_try(permit.node());
         latency::begin(request, client.frontend.notes_latency);
-        let terms = Terms { lb, fresh, is_safe, takes_stale, may_move: is_safe && !elsewhere };
-        let FailedAttempt { failure, untouched, unsent, reused } = match attempt(client, request, &node, &terms).await {
+        let failed = match attempt(client, request, permit.node(), &retries.terms).await {
             Ok(after) => {
-                suspicion::note_answer(&client.worker, &node, request.status.unwrap_or_default());
-                nodes.answered = Some(node);
+                suspicion::note_answer(&client.worker, &permit, request.status.unwrap_or_default());
+                nodes.answered = Some(permit);
                 return Ok(after);
             }
             Err(failed) => failed,
         };
-        request.trace.fail_try(&failure);
-        if client.frontend.notes_latency {
-            latency::note_failure(&client.worker, request, &node, &failure, reused);
+        // Rare, and so no part of the state of each request.
+        permit = Box::pin(retry(client, request, (permit, failed), &mut retries, nodes)).await?;
+    }
+}
+
+/// A request that no node takes at once.
+enum LateAnswer {
+    /// It was answered here.
+    Given(Disposition),
+    /// This node takes it now.
+    Node(NodePermit),
+}
+
+async fn answer_later(
+    client: &mut Client,
+    request: &mut Request,
+    answerer: Answerer,
+    lb: LbContext,
+) -> Result<LateAnswer, Failure> {
+    match answerer {
+        Answerer::Node(permit) => Ok(LateAnswer::Node(permit)),
+        Answerer::Queue => {
+            let permit = node_choice::wait(client, request, lb, &[]).await?;
+            // What was purged while it waited is in no page that is rendered from now on.
+            request.mark = client.frontend.store.as_ref().map(StorePolicy::mark).unwrap_or_default();
+            Ok(LateAnswer::Node(permit))
         }
-        let failure = match failure {
-            Failure::Stale(page) => {
-                tracing::debug!(request = %request.name(), node = %node.id(), ?page, "a stale answer is thrown away");
-                client.deadline.enter(Phase::FirstByte);
-                let look = second_look.get_or_insert_default();
-                (node, takes_stale) = match Box::pin(look.after(client, &node, page, untouched, lb)).await? {
-                    NextLook::Node(node) => (node, false),
-                    NextLook::AsItIs(node) => (node, true),
-                };
-                continue;
-            }
-            failure => failure,
-        };
-        client.worker.log_failure(&node, &failure, request);
-        suspicion::note_failure(&client.worker, &node, &failure, reused);
-        nodes.answered = request.status.is_some().then(|| Arc::clone(&node));
-        nodes.failed = Some(Arc::clone(&node));
-        let Some(reason) = failure.retry_reason(untouched, is_safe || unsent) else { return Err(failure) };
-        if reused && matches!(failure, Failure::NoAnswer(_)) {
-            // The node closed an idle connection, which it may do at any time. The same node again.
-            fresh = true;
-        } else if elsewhere {
-            let web = second_look.as_mut().and_then(|look| look.after_failure(client, &node, lb));
-            let Some(web) = web else { return Err(failure) };
-            node = web;
-        } else {
-            elsewhere = true;
-            node = match failure {
-                Failure::NodeDown(other) => other,
-                failure => {
-                    let fleet = client.worker.shared.fleet.load();
-                    let Ok(other) = client.frontend.select.pick(&fleet, lb, Some(node.endpoint_id)) else {
-                        return Err(failure);
-                    };
-                    other
-                }
-            };
+        Answerer::Ourselves(page) => {
+            request.status = Some(200);
+            (request.trace.is_own, request.trace.sent) = (true, page.len() as u64);
+            client.deadline.enter(Phase::Body(AwaitedSide::Client));
+            client.send(&page).await.map(|()| LateAnswer::Given(Disposition::Linger))
         }
-        client.worker.shared.metrics.count_retry(client.frontend.role, reason);
-        tracing::debug!(request = %request.name(), node = %node.id(), reason = reason.as_str(), "request is retried");
+    }
+}
+
+/// How far the retries of a request have come.
+struct Retries {
+    /// Of the next attempt.
+    terms: Terms,
+    /// A node may have begun to carry it out.
+    may_have_begun: bool,
+    second_look: Option<Box<SecondLook>>,
+}
+
+/// Where a request goes next whose attempt has failed.
+///
+/// # Errors
+/// If it goes nowhere: what the client is told.
+async fn retry(
+    client: &mut Client,
+    request: &mut Request,
+    (permit, failed): (NodePermit, FailedAttempt),
+    retries: &mut Retries,
+    nodes: &mut Nodes,
+) -> Result<NodePermit, Failure> {
+    let FailedAttempt { failure, untouched, unsent, reused } = failed;
+    request.trace.fail_try(&failure);
+    if client.frontend.notes_latency {
+        latency::note_failure(&client.worker, request, &permit, &failure, reused);
+    }
+    let failure = match failure {
+        Failure::Stale(page) => {
+            tracing::debug!(request = %request.name(), node = %permit.id(), ?page, "a stale answer is thrown away");
+            client.deadline.enter(Phase::FirstByte);
+            let look = retries.second_look.get_or_insert_default();
+            let next = look.after(client, request, permit, (page, untouched), retries.terms.lb).await?;
+            retries.terms.takes_stale = matches!(next, NextLook::AsItIs(_));
+            let (NextLook::Node(permit) | NextLook::AsItIs(permit)) = next;
+            return Ok(permit);
+        }
+        failure => failure,
+    };
+    client.worker.log_failure(&permit, &failure, request);
+    suspicion::note_failure(&client.worker, permit.node(), &failure, reused);
+    nodes.failed = Some(Arc::clone(permit.node()));
+    retries.may_have_begun |= !unsent;
+    let Some(reason) = failure.retry_reason(untouched, retries.terms.is_safe || unsent) else {
+        nodes.answered = request.status.is_some().then_some(permit);
+        return Err(failure);
+    };
+    let next = if reused && matches!(failure, Failure::NoAnswer(_)) {
+        // The node closed an idle connection, which it may do at any time. The same node again.
+        retries.terms.fresh = true;
+        permit
+    } else {
+        another_node(client, request, (permit, failure), retries, reason).await?
+    };
+    client.worker.shared.metrics.count_retry(client.frontend.role, reason);
+    tracing::debug!(request = %request.name(), node = %next.id(), reason = reason.as_str(), "request is retried");
+    Ok(next)
+}
+
+/// Another node for a request that has failed at this one: once, or past the caches after a stale answer.
+async fn another_node(
+    client: &mut Client,
+    request: &mut Request,
+    (permit, failure): (NodePermit, Failure),
+    retries: &mut Retries,
+    reason: RetryReason,
+) -> Result<NodePermit, Failure> {
+    let lb = retries.terms.lb;
+    // It has paid for its move.
+    if let Failure::NodeDown(other) = failure {
+        retries.terms.elsewhere = true;
+        return Ok(*other);
+    }
+    let is_paid = || !retries.may_have_begun || client.worker.spend_retry(client.frontend.role, reason);
+    if retries.terms.elsewhere {
+        let past = retries.second_look.as_mut().and_then(|look| look.after_failure(client, &permit, lb));
+        return past.filter(|_| is_paid()).ok_or(failure);
+    }
+    let tried = permit.endpoint_id;
+    let has_other = {
+        let fleet = client.worker.shared.fleet.load();
+        !matches!(client.frontend.select.pick(&fleet, lb, &[tried]), Err(NoNode::NoneUp | NoNode::AllBehind))
+    };
+    if !has_other || !is_paid() {
+        return Err(failure);
+    }
+    retries.terms.elsewhere = true;
+    drop(permit);
+    match node_choice::choose(client, request, lb, &[tried]).await {
+        Err(Failure::NoNode(_)) => Err(failure),
+        chosen => chosen,
     }
 }
 
@@ -184,27 +264,37 @@ async fn try_handle(
 enum Answerer {
     /// clearcoat itself, with this page.
     Ourselves(Vec<u8>),
-    /// This node first, chosen in this context.
-    Node(Arc<Node>, LbContext),
+    /// This node first.
+    Node(NodePermit),
+    /// A node, when one has room.
+    Queue,
 }
 
-/// Takes in a request, and decides who answers it. Whether its sender is a trusted proxy is decided before all else: one that is
-/// refused is found by its id as well.
-fn take_in(client: &mut Client, request: &mut Request, head: Result<usize, Failure>) -> Result<Answerer, Failure> {
+/// Takes in a request, and decides who answers it, and how it may be sent to a node. Whether its sender is a trusted proxy is
+/// decided before all else: one that is refused is found by its id as well.
+fn take_in(
+    client: &mut Client,
+    request: &mut Request,
+    head: Result<usize, Failure>,
+) -> Result<(Answerer, Terms), Failure> {
     let fleet = client.worker.shared.fleet.load();
     client.judge(&fleet);
     if let Some(page) = take_head(client, request, head, &fleet)? {
-        return Ok(Answerer::Ourselves(page));
+        return Ok((Answerer::Ourselves(page), Terms::default()));
     }
     access::name(client, request);
     spans::begin(client, request);
     let Frontend { select, store, freshness, .. } = &*client.frontend;
-    let lb = client.worker.lb_context(select.request_hash(&request.head), request.began);
+    let lb = client.worker.lb_context(client.frontend.role, select.request_hash(&request.head), request.began);
     request.mark = store.as_ref().map(StorePolicy::mark).unwrap_or_default();
     request.known = freshness.as_ref().map_or(0, Freshness::known);
     request.trace.phase = RequestPhase::Queue;
-    let node = select.pick(&fleet, lb, None).map_err(Failure::NoNode)?;
-    Ok(Answerer::Node(node, lb))
+    let answerer = match client.worker.queue.permit(&**select, &fleet, lb, &[]) {
+        Ok(permit) => Answerer::Node(permit),
+        Err(NoNode::Busy) => Answerer::Queue,
+        Err(no_node) => return Err(Failure::NoNode(no_node)),
+    };
+    Ok((answerer, Terms { lb, is_safe: request.head.method.is_safe(), ..Terms::default() }))
 }
 
 /// Takes in the head of a request that this listener admits. Gives the page that clearcoat itself answers with, if any.

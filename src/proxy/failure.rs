@@ -3,14 +3,13 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::sync::Arc;
 
 use super::NoNode;
 use super::deadline::Interrupt;
 use super::gate::GateRefusal;
+use super::node_permit::NodePermit;
 use hyper::body::Bytes;
 
-use crate::fleet::Node;
 use crate::http1::{BadChunk, BadHead};
 use crate::seal::StalePage;
 use crate::telemetry::{FailureReason, RetryReason, UpstreamFault};
@@ -45,6 +44,17 @@ pub(super) enum Failure {
     ClientGone(io::Error),
     #[error("no node can take the request: {0:?}")]
     NoNode(NoNode),
+    /// As many requests wait for a node with room as may.
+    #[error("every node is at its limit of requests, and the queue is full (max_queue)")]
+    QueueFull {
+        /// When to come again, in seconds.
+        retry_after: u32,
+    },
+    #[error("every node was at its limit of requests for too long (queue_timeout)")]
+    QueueTimeout {
+        /// When to come again, in seconds.
+        retry_after: u32,
+    },
     /// Nothing was sent.
     #[error("connecting failed: {0}")]
     Connect(io::Error),
@@ -57,9 +67,9 @@ pub(super) enum Failure {
     /// The connection to the node failed before the first byte of an answer.
     #[error("no answer: {0}")]
     NoAnswer(io::Error),
-    /// The node went down while its answer was awaited, and another one can take the request.
+    /// The node went down while its answer was awaited, and the request has a place at another one.
     #[error("the node went down while it was waited for")]
-    NodeDown(Arc<Node>),
+    NodeDown(Box<NodePermit>),
     /// A cache answered with a page that is older than a purge. Nobody has seen it.
     #[error("the answer is older than a purge: {:?}", .0.because)]
     Stale(Box<StalePage>),
@@ -124,6 +134,8 @@ impl Failure {
             }
             Failure::ClientTimeout => (408, "Request Timeout"),
             Failure::NoNode(_)
+            | Failure::QueueFull { .. }
+            | Failure::QueueTimeout { .. }
             | Failure::Stale(_)
             | Failure::NoPort(_)
             | Failure::NoFiles
@@ -166,7 +178,14 @@ impl Failure {
             (Failure::NoNode(NoNode::AllBehind) | Failure::Stale(_), _) => {
                 "every cache is being brought up to date".into()
             }
-            (Failure::NoNode(NoNode::Busy) | Failure::NoPort(_) | Failure::NoFiles, _) => "all servers are busy".into(),
+            (
+                Failure::NoNode(NoNode::Busy)
+                | Failure::QueueFull { .. }
+                | Failure::QueueTimeout { .. }
+                | Failure::NoPort(_)
+                | Failure::NoFiles,
+                _,
+            ) => "all servers are busy".into(),
             (Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_), _) => "no server is up".into(),
             (Failure::DeadlineExceeded, _) => "the request took too long".into(),
             (_, 504) => "the server took too long to answer".into(),
@@ -181,6 +200,7 @@ impl Failure {
                 ),
                 _,
             ) => Some(retry_after),
+            (&(Failure::QueueFull { retry_after } | Failure::QueueTimeout { retry_after }), _) => Some(retry_after),
             (_, 503) => Some(1),
             _ => None,
         };
@@ -222,7 +242,8 @@ impl Failure {
             // A node that goes down while it is awaited is another one's turn: nobody is told.
             Failure::NoNode(NoNode::NoneUp) | Failure::NodeDown(_) => FailureReason::NoneUp,
             Failure::NoNode(NoNode::AllBehind) => FailureReason::AllBehind,
-            Failure::NoNode(NoNode::Busy) => FailureReason::Busy,
+            Failure::NoNode(NoNode::Busy) | Failure::QueueFull { .. } => FailureReason::QueueFull,
+            Failure::QueueTimeout { .. } => FailureReason::QueueTimeout,
             Failure::NoFiles => FailureReason::NoFiles,
             Failure::NoPort(_) => FailureReason::NoPort,
             Failure::Connect(_) => FailureReason::Connect,
@@ -269,7 +290,8 @@ impl Failure {
             | FailureReason::ClientGone
             | FailureReason::NoneUp
             | FailureReason::AllBehind
-            | FailureReason::Busy
+            | FailureReason::QueueFull
+            | FailureReason::QueueTimeout
             | FailureReason::NoFiles
             | FailureReason::NoPort
             // It is told, and asked again.
@@ -315,6 +337,19 @@ mod tests {
         assert_eq!(Failure::Connect(cut()).retry_reason(false, true), None);
         assert_eq!(Failure::NoPort(cut()).retry_reason(true, false), Some(RetryReason::Connect));
         assert_eq!(Failure::NoFiles.retry_reason(true, true), None);
+    }
+
+    #[test]
+    fn who_found_no_room_is_told_when_to_come_again_and_no_node_is_blamed() {
+        for full in [Failure::QueueFull { retry_after: 7 }, Failure::QueueTimeout { retry_after: 7 }] {
+            let reply = full.reply().unwrap();
+            assert_eq!(
+                (reply.status, reply.retry_after, &*reply.text),
+                (503, Some(7), "all servers are busy"),
+                "{full}"
+            );
+            assert!(!full.blames_node() && full.retry_reason(true, true).is_none(), "{full}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -16,6 +17,7 @@ use super::gate::Gate;
 use super::leave_notice::LeaveNotice;
 use super::store::StorePolicy;
 use crate::balance::LbContext;
+use crate::config::RequestTerms;
 use crate::fleet::{Node, Role, Snapshot};
 use crate::http1::{Method, RequestHead};
 use crate::shutdown::Stage;
@@ -49,6 +51,8 @@ pub struct Frontend {
     pub notes_latency: bool,
     /// Chooses the node of a request.
     pub select: Arc<dyn Select>,
+    /// How much nodes get, and what becomes of what they cannot take.
+    pub terms: RequestTerms,
     /// What the caches behind this listener may store; `None` if there are none.
     pub store: Option<StorePolicy>,
     /// Judges what the nodes behind this listener answer; `None` if they are no caches, or their answers have no seals.
@@ -72,23 +76,34 @@ pub trait Select: Send + Sync {
     /// The hash of the requested page, for policies that keep a page on one node; 0 for other policies.
     fn request_hash(&self, head: &RequestHead) -> u64;
 
-    /// Chooses a node whose key is not `tried`.
+    /// Chooses a node with room whose endpoint is none of `tried`. Whether there is one does not depend on `lb`.
     ///
     /// # Errors
-    /// If there is none: the reason, for the answer.
-    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: Option<u64>) -> Result<Arc<Node>, NoNode>;
+    /// If there is none: the reason, for the answer. After [`NoNode::Busy`] the request may wait.
+    fn pick(&self, fleet: &Snapshot, lb: LbContext, tried: &[u64]) -> Result<NodeChoice, NoNode>;
 
     /// What is done if the caches with these endpoints, `last` as the last one, answered with a stale page.
     fn past_caches(&self, fleet: &Snapshot, lb: LbContext, told: &[u64], last: &Node) -> PastCaches;
+}
+
+/// A chosen node, with nothing counted yet.
+#[derive(Clone, Debug)]
+pub struct NodeChoice {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The requests that may be in flight there, with this one; `None`: no limit.
+    pub limit: Option<NonZeroU32>,
+    /// It is a Varnish that is behind, because nobody else can take the request.
+    pub is_stale: bool,
 }
 
 /// What is done if no cache has a fresh page.
 #[derive(Clone, Debug)]
 pub enum PastCaches {
     /// This web node is asked.
-    Web(Arc<Node>),
-    /// This cache is: no web node may be, and it has not answered yet.
-    Cache(Arc<Node>),
+    Web(NodeChoice),
+    /// A cache is that has not answered yet, if need be after a wait: no web node may be.
+    Cache,
     /// The page is served as it is. `is_counted`: that its cache is behind was counted when it was chosen.
     Serve {
         /// Counted already.
@@ -114,7 +129,7 @@ pub enum NoNode {
     NoneUp,
     /// Every Varnish misses a purge, and the configuration says to refuse requests then.
     AllBehind,
-    /// Nodes are up, but all are at their limit of requests.
+    /// Nodes may serve, but all are at their limit of requests.
     Busy,
 }
 

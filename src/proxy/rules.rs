@@ -31,6 +31,16 @@ pub struct TrafficRules {
     pub access: Option<Arc<AccessLog>>,
 }
 
+impl TrafficRules {
+    /// Those of the listener whose requests go to nodes of this role.
+    pub(super) fn frontend(&self, role: Role) -> &Frontend {
+        match role {
+            Role::Varnish => &self.edge,
+            Role::Web => &self.origin,
+        }
+    }
+}
+
 /// One worker's copy.
 pub(super) struct WorkerRules {
     /// Dropped with this copy: whoever replaced it can tell that no worker goes by it any more.

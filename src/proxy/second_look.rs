@@ -5,13 +5,18 @@
 //! the caches, within the limits for that (`when_all_behind`, `bypass_max_requests_per_node`). If no web node may be
 //! asked, the edge tries every cache that may serve, and then serves a stale answer rather than fail, and counts it, as
 //! it does when every cache is behind.
+//!
+//! The request keeps its place at its cache while that is told. A place at another one it takes as any request does, if need be
+//! after a wait in the queue, where nobody who can use other nodes only is before it.
 
 use std::sync::Arc;
 
-use super::Frontend;
 use super::client::Client;
 use super::failure::Failure;
 use super::frontend::PastCaches;
+use super::node_choice;
+use super::node_permit::NodePermit;
+use super::request::Request;
 use crate::balance::LbContext;
 use crate::fleet::{Node, Role};
 use crate::seal::StalePage;
@@ -33,36 +38,35 @@ pub(super) struct SecondLook {
 #[derive(Debug)]
 pub(super) enum NextLook {
     /// Ask this node.
-    Node(Arc<Node>),
+    Node(NodePermit),
     /// Ask this node, and accept its answer however old it is.
-    AsItIs(Arc<Node>),
+    AsItIs(NodePermit),
 }
 
 impl SecondLook {
-    /// The node to ask after `node` returned this stale page. If it is the same node, waits until it has acknowledged
+    /// The node to ask after that of `permit` returned this stale page. If it is the same node, waits until it has acknowledged
     /// the purges. Fails if the request cannot be repeated: a cache discards the body of a GET and looks the page up
     /// all the same, so the body is gone. The purges are sent even then, since the client may retry.
     pub(super) async fn after(
         &mut self,
-        client: &Client,
-        node: &Arc<Node>,
-        page: Box<StalePage>,
-        is_repeatable: bool,
+        client: &mut Client,
+        request: &mut Request,
+        permit: NodePermit,
+        (page, is_repeatable): (Box<StalePage>, bool),
         lb: LbContext,
     ) -> Result<NextLook, Failure> {
-        let Frontend { freshness, select, .. } = &*client.frontend;
-        let told_before = self.told.iter().find(|(told, _)| told.endpoint_id == node.endpoint_id);
-        match (freshness, told_before) {
+        let told_before = self.told.iter().find(|(told, _)| told.endpoint_id == permit.endpoint_id);
+        match (&client.frontend.freshness, told_before) {
             (Some(freshness), Some((_, dropped))) if dropped.is_some() && *dropped == page.seal_id() => {
-                freshness.record_kept(node.id(), &page);
+                freshness.record_kept(permit.id(), &page);
             }
             (Some(freshness), None) => {
                 // Only a ban that was sent after the page was seen says that it is gone.
                 let id = page.seal_id().filter(|_| page.awaited_delivery().is_none());
-                let is_asked_again = freshness.refresh(node.id(), StalePage::clone(&page)).await && is_repeatable;
-                self.told.push((Arc::clone(node), id.filter(|_| is_asked_again)));
+                let is_asked_again = freshness.refresh(permit.id(), StalePage::clone(&page)).await && is_repeatable;
+                self.told.push((Arc::clone(permit.node()), id.filter(|_| is_asked_again)));
                 if is_asked_again {
-                    return Ok(NextLook::Node(Arc::clone(node)));
+                    return Ok(NextLook::Node(permit));
                 }
             }
             _ => {}
@@ -70,38 +74,65 @@ impl SecondLook {
         if !is_repeatable {
             return Err(Failure::Stale(page));
         }
-        let fleet = client.worker.shared.fleet.load();
-        if self.told.len() < MAX_CACHES
-            && let Ok(other) = select.pick(&fleet, lb, Some(node.endpoint_id))
-            && other.spec.role() == Role::Varnish
-            && self.told.iter().all(|(told, _)| told.endpoint_id != other.endpoint_id)
-        {
-            return Ok(NextLook::Node(other));
-        }
-        match select.past_caches(&fleet, lb, &self.told(), node) {
-            PastCaches::Web(web) => {
-                self.went_past = true;
-                Ok(NextLook::Node(web))
-            }
-            PastCaches::Cache(cache) => Ok(NextLook::Node(cache)),
-            PastCaches::Serve { is_counted } => {
-                if !is_counted {
-                    client.worker.shared.metrics.stale_served.inc();
+        self.elsewhere(client, request, permit, page, lb).await
+    }
+
+    /// Another cache, or a web node past the caches.
+    async fn elsewhere(
+        &mut self,
+        client: &mut Client,
+        request: &mut Request,
+        permit: NodePermit,
+        page: Box<StalePage>,
+        lb: LbContext,
+    ) -> Result<NextLook, Failure> {
+        let told = self.told();
+        loop {
+            let past = {
+                let (fleet, queue) = (client.worker.shared.fleet.load(), &client.worker.queue);
+                let select = &client.frontend.select;
+                if self.told.len() < MAX_CACHES
+                    && let Ok(other) = select.pick(&fleet, lb, &told)
+                    && other.node.spec.role() == Role::Varnish
+                    && let Some(other) = queue.permit_at(other)
+                {
+                    return Ok(NextLook::Node(other));
                 }
-                Ok(NextLook::AsItIs(Arc::clone(node)))
+                select.past_caches(&fleet, lb, &told, &permit)
+            };
+            match past {
+                PastCaches::Web(web) => {
+                    // Another request may have taken its last place: then it is decided again.
+                    if let Some(web) = client.worker.queue.permit_at(web) {
+                        self.went_past = true;
+                        return Ok(NextLook::Node(web));
+                    }
+                }
+                PastCaches::Cache => {
+                    // Nobody has a place at one node while he waits for another.
+                    drop(permit);
+                    return node_choice::choose(client, request, lb, &told).await.map(NextLook::Node);
+                }
+                PastCaches::Serve { is_counted } => {
+                    if !is_counted {
+                        client.worker.shared.metrics.stale_served.inc();
+                    }
+                    return Ok(NextLook::AsItIs(permit));
+                }
+                PastCaches::Refuse => return Err(Failure::Stale(page)),
             }
-            PastCaches::Refuse => Err(Failure::Stale(page)),
         }
     }
 
     /// The web node to ask if the last candidate cache fails after a stale answer.
-    pub(super) fn after_failure(&mut self, client: &Client, failed: &Node, lb: LbContext) -> Option<Arc<Node>> {
+    pub(super) fn after_failure(&mut self, client: &Client, failed: &Node, lb: LbContext) -> Option<NodePermit> {
         if self.told.is_empty() || self.went_past {
             return None;
         }
         let fleet = client.worker.shared.fleet.load();
         let past = client.frontend.select.past_caches(&fleet, lb, &self.told(), failed);
         let PastCaches::Web(web) = past else { return None };
+        let web = client.worker.queue.permit_at(web)?;
         self.went_past = true;
         Some(web)
     }

@@ -15,6 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+#[cfg(target_os = "linux")]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use http2::Http2Stream;
 
 /// The client's end of a request.
@@ -64,6 +67,34 @@ impl Stream {
             }
             Stream::Http2(stream) => stream.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into())),
         }
+    }
+
+    /// Ready when the client has closed its side or has gone, with an error; or when it has sent more, behind which neither can be seen
+    /// here: see [`Stream::has_closed`].
+    pub(super) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(session) => session.get_mut().0,
+            Stream::Http2(stream) => return stream.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into())),
+        };
+        let mut byte = [0];
+        let peeked = ready!(socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
+        Poll::Ready(match peeked {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Whether the client has closed its side, whatever it had sent before: also the end of a TLS session is something sent.
+    pub(super) fn has_closed(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Some(socket) = self.socket() {
+            let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            return poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0);
+        }
+        false
     }
 
     /// Makes the next close a reset: a plain one would look like the end of an answer that ends with its connection.

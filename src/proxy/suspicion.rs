@@ -68,6 +68,8 @@ fn fault_of(failure: &Failure) -> Option<RequestFault> {
         | Failure::ClientTimeout
         | Failure::ClientGone(_)
         | Failure::NoNode(_)
+        | Failure::QueueFull { .. }
+        | Failure::QueueTimeout { .. }
         | Failure::NoPort(_)
         | Failure::NoFiles
         | Failure::NodeDown(_)

@@ -21,7 +21,7 @@ pub(super) enum RequestPhase {
     /// It is read.
     #[default]
     Request,
-    /// It waits for a node, or for room for a connection to it.
+    /// It waits for a node with room, or for a file for a connection to it.
     Queue,
     /// A connection to the node is opened.
     Connect,
@@ -58,7 +58,9 @@ pub(super) struct Trace {
     pub(super) tries: u32,
     /// When the last of them began; `None`: when the request did.
     pub(super) tried: Option<Instant>,
-    /// How long that one waited for room for a connection.
+    /// How long it waited for nodes with room, in all.
+    pub(super) queued: Duration,
+    /// How long the last attempt waited for a file for a connection.
     pub(super) waited: Duration,
     /// How long its connection took; zero for one that was kept.
     pub(super) connected: Duration,
@@ -87,7 +89,7 @@ impl Trace {
 
     /// An attempt at this node begins.
     pub(super) fn begin_try(&mut self, node: &Arc<Node>) {
-        self.tried = (self.tries > 0).then(Instant::now);
+        self.tried = (self.tries > 0 || !self.queued.is_zero()).then(Instant::now);
         self.tries += 1;
         self.phase = RequestPhase::Connect;
         (self.waited, self.connected) = (Duration::ZERO, Duration::ZERO);
@@ -144,7 +146,8 @@ fn termination(failure: &Failure, phase: RequestPhase) -> [u8; 2] {
         Failure::ClientGone(error) => [by(timed_out(error), b'c', b'C'), phase],
         Failure::NoNode(NoNode::NoneUp) => *b"SC",
         Failure::NoNode(NoNode::AllBehind) => *b"PC",
-        Failure::NoNode(NoNode::Busy) | Failure::NoFiles => *b"RQ",
+        Failure::NoNode(NoNode::Busy) | Failure::QueueFull { .. } | Failure::NoFiles => *b"RQ",
+        Failure::QueueTimeout { .. } => *b"sQ",
         Failure::NoPort(_) => *b"RC",
         Failure::Connect(error) => [by(timed_out(error), b's', b'S'), b'C'],
         Failure::NoAnswer(error) => [by(timed_out(error), b's', b'S'), b'H'],

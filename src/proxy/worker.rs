@@ -13,8 +13,11 @@ use super::Frontend;
 use super::admission::Admission;
 use super::deadline::{Deadline, Deadlines, Interrupt};
 use super::failure::Failure;
+use super::node_permit::WorkerQueue;
 use super::notices::Notices;
 use super::request::{Request, RequestId, RequestPool};
+use super::request_queue::RequestQueue;
+use super::retries::RetryBudgets;
 use super::rules::{TrafficRules, WorkerRules};
 use super::spin::Spin;
 use super::splice::Pipes;
@@ -24,9 +27,9 @@ use crate::config::Limits;
 use crate::files::{FileBudget, Share};
 use crate::fleet::{Node, Role, Snapshot, Suspicion};
 use crate::shutdown::{Shutdown, Stage};
-use crate::telemetry::Metrics;
 use crate::telemetry::access::AccessBuffer;
 use crate::telemetry::traces::Tracer;
+use crate::telemetry::{Metrics, RetryReason};
 use crate::upstream::Pools;
 
 /// The size of a worker's scratch buffer, in bytes. All its connections share it: a 1 MiB body costs half as much CPU
@@ -51,6 +54,10 @@ pub struct WorkerContext {
     pub admission: Arc<Admission>,
     /// The files of the traffic.
     pub files: Arc<FileBudget>,
+    /// Requests that wait for a node with room.
+    pub queue: Arc<RequestQueue>,
+    /// How many requests may be retried.
+    pub retries: Arc<RetryBudgets>,
     /// How long a worker polls before it sleeps.
     pub spin: Duration,
     /// When the process started.
@@ -80,6 +87,31 @@ impl WorkerContext {
     }
 }
 
+/// The requests that a worker has taken in at a listener.
+#[derive(Debug)]
+struct Turns {
+    /// Increases by one with each. It wraps.
+    turn: Cell<u32>,
+    /// Where it was when the retry budget was last told.
+    told: Cell<u32>,
+}
+
+impl Turns {
+    fn from(turn: u32) -> Self {
+        Turns { turn: Cell::new(turn), told: Cell::new(turn) }
+    }
+
+    fn next(&self) -> u32 {
+        self.turn.replace(self.turn.get().wrapping_add(1))
+    }
+
+    /// The requests since this was last called.
+    fn take_new(&self) -> u32 {
+        let turn = self.turn.get();
+        turn.wrapping_sub(self.told.replace(turn))
+    }
+}
+
 /// One thread of the data path.
 pub struct Worker {
     pub(super) shared: WorkerContext,
@@ -90,9 +122,10 @@ pub struct Worker {
     pub(super) spin: Spin,
     pub(super) pipes: Pipes,
     pub(super) notices: Notices,
+    pub(super) queue: Rc<WorkerQueue>,
     rules: RefCell<WorkerRules>,
     random: RefCell<fastrand::Rng>,
-    turn: Cell<u32>,
+    turns: [Turns; 2],
     stage: Cell<Stage>,
 }
 
@@ -106,11 +139,12 @@ impl Worker {
             notices: Notices::default(),
             pools: Pools::new(Arc::clone(&shared.metrics), rules.timeouts.node_keep_alive),
             rules: RefCell::new(rules),
+            queue: Rc::new(WorkerQueue::new(Arc::clone(&shared.queue))),
             shared,
             requests: RequestPool::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
             random: RefCell::default(),
-            turn: Cell::new(index as u32),
+            turns: [0, 1].map(|_| Turns::from(index as u32)),
             stage: Cell::new(Stage::Running),
         }
     }
@@ -120,16 +154,35 @@ impl Worker {
         RequestId::new(random.u64(..), random.u64(..))
     }
 
-    /// The context of a request that began then.
-    pub(super) fn lb_context(&self, request_hash: u64, began: Instant) -> LbContext {
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
+    /// The context of a request for nodes of this role that began then.
+    pub(super) fn lb_context(&self, role: Role, request_hash: u64, began: Instant) -> LbContext {
+        let turn = self.turns[role as usize].next();
         LbContext { request_hash, turn, now_ms: self.latency_time(began), random: self.random.borrow_mut().u64(..) }
     }
 
     /// A moment as latencies have it: all workers count from the same one.
     pub(super) fn latency_time(&self, moment: Instant) -> u32 {
         moment.saturating_duration_since(self.shared.started).as_millis() as u32
+    }
+
+    /// Whether the retry budget has something left for requests to nodes of this role.
+    pub(super) fn may_retry(&self, role: Role) -> bool {
+        self.shared.retries.has_left(role, self.second(), self.frontend(role).terms.retry_budget)
+    }
+
+    /// Takes a retry out of the budget, if there is one left.
+    pub(super) fn spend_retry(&self, role: Role, reason: RetryReason) -> bool {
+        self.shared.retries.spend((role, reason), self.second(), self.frontend(role).terms.retry_budget)
+    }
+
+    /// Counts a retry that the budget does not allow.
+    pub(super) fn refuse_retry(&self, role: Role, reason: RetryReason) {
+        self.shared.retries.refuse((role, reason), self.second());
+    }
+
+    /// Seconds since the start of the process.
+    fn second(&self) -> u64 {
+        self.shared.started.elapsed().as_secs()
     }
 
     /// The rules of the listener whose requests go to nodes of this role.
@@ -237,6 +290,11 @@ impl Worker {
         if let Some(access) = self.access() {
             access.hand_over();
         }
+        for role in [Role::Web, Role::Varnish] {
+            let new = self.turns[role as usize].take_new();
+            self.shared.retries.note_requests(role, self.second(), new.into());
+        }
+        self.queue.serve();
         let fleet = self.shared.fleet.load();
         let trouble = |node: &Node| {
             let pool = fleet.pool(node.spec.role());

@@ -31,6 +31,8 @@ pub enum IncidentKind {
     CertificateRefused,
     /// Lines of the access log were lost.
     AccessLogLost,
+    /// Requests were refused, as every node was at its limit.
+    Overload,
 }
 
 /// An incident in words.
@@ -48,12 +50,13 @@ pub struct Incidents(Mutex<BTreeMap<IncidentKind, Incident>>);
 
 impl IncidentKind {
     /// All kinds.
-    pub const ALL: [IncidentKind; 5] = [
+    pub const ALL: [IncidentKind; 6] = [
         IncidentKind::PurgeRefused,
         IncidentKind::Shortage,
         IncidentKind::ReloadRefused,
         IncidentKind::CertificateRefused,
         IncidentKind::AccessLogLost,
+        IncidentKind::Overload,
     ];
 
     /// Whether it lasts until [`Incidents::end`].

@@ -16,6 +16,7 @@ mod listener;
 mod node;
 mod process;
 mod purge;
+mod queue;
 mod registry;
 mod seal;
 mod sharded;
@@ -42,6 +43,7 @@ pub use labels::{
 pub use listener::{Durations, ListenerMetrics};
 pub use node::{Answers, NodeMetrics, VarnishMetrics};
 pub use purge::PurgeMetrics;
+pub use queue::QueueMetrics;
 pub use registry::RegistryMetrics;
 pub use seal::{SealChecks, SealMetrics};
 pub use sharded::{DurationHistogram, ShardedCounter};
@@ -82,8 +84,8 @@ pub struct Metrics {
     /// 1 while the shop is closed.
     pub edge_maintenance: IntGauge,
     handshakes: Counters<HandshakeResult>,
-    /// Requests that wait for a file for a connection to a node.
-    pub queue_length: IntGauge,
+    /// Requests that wait.
+    pub queue: QueueMetrics,
     /// Client connections that were closed at once: their address has as many as it may.
     pub edge_connections_refused: IntCounter,
     /// Requests served by a Varnish that was behind, because nobody else could take them.
@@ -141,10 +143,7 @@ impl Metrics {
             edge_maintenance: register(r, IntGauge::new("edge_maintenance", "1 while edge.maintenance.on is true")?)?,
             handshakes: counters(r, "tls_handshakes_total", "TLS handshakes at the edge by result")?
                 .with(HandshakeResult::ALL),
-            queue_length: register(
-                r,
-                IntGauge::new("queue_length", "Requests that wait for a file for a connection to a node")?,
-            )?,
+            queue: QueueMetrics::new(r)?,
             edge_connections_refused: counter(
                 r,
                 "edge_connections_refused_total",

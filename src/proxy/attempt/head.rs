@@ -21,6 +21,7 @@ use super::super::bypass;
 use super::super::deadline::{AwaitedSide, Phase};
 use super::super::failure::Failure;
 use super::super::latency;
+use super::super::node_permit::QueuedRequest;
 use super::super::request::Request;
 use super::super::stream::Stream;
 use super::super::trace::RequestPhase;
@@ -69,11 +70,23 @@ pub(super) struct AwaitingHead<'a, 'e> {
     held_lately: u64,
     /// The client may send more, or disconnect.
     watches_client: bool,
+    /// Its place in the queue for another node, while this one is down and all others are full.
+    pub(super) queued: Option<Box<QueuedRequest>>,
+    /// The retry budget did not let it go to another node.
+    pub(super) was_refused: bool,
 }
 
 impl<'a, 'e> AwaitingHead<'a, 'e> {
     pub(super) fn new(exchange: &'a mut Exchange<'e>) -> Self {
-        AwaitingHead { exchange, scan: HeadScan::default(), held: None, held_lately: 0, watches_client: true }
+        AwaitingHead {
+            exchange,
+            scan: HeadScan::default(),
+            held: None,
+            held_lately: 0,
+            watches_client: true,
+            queued: None,
+            was_refused: false,
+        }
     }
 
     /// Sends the request and waits for the next head of the answer.

@@ -5,7 +5,8 @@
 //! and a client that is told of a failure meanwhile buys twice. So a health verdict never ends a wait. What it does:
 //!
 //! - A safe request whose answer has not begun may be retried on another node if this one is *down* and another can
-//!   take it: failover is quick, and a GET may be executed twice. It is moved once.
+//!   take it: failover is quick, and a GET may be executed twice. It is moved once. If all others are at their limit, it
+//!   queues for them and waits here meanwhile, whichever is first; if the retry budget is used up, it waits here.
 //! - For any other request the connection is checked: the kernel sends keepalive probes and gives up on a node that
 //!   does not acknowledge them, or a completely sent request, for `timeouts.node_silence`. The kernel of a hung process still
 //!   acknowledges, so that node is awaited; a dead machine does not. (This does not apply to a request with more to
@@ -14,7 +15,6 @@
 //! The phases also have their own limits, which no verdict extends.
 
 use std::mem;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,9 +23,11 @@ use tokio::net::TcpStream;
 
 use super::super::deadline::{AwaitedSide, Interrupt};
 use super::super::failure::Failure;
+use super::super::frontend::NoNode;
+use super::super::node_permit::NodePermit;
 use super::Exchange;
 use super::head::AwaitingHead;
-use crate::fleet::Node;
+use crate::telemetry::RetryReason;
 
 /// Keepalive probes without a reply after which a node is given up. The first is sent as long after the last sign of life as
 /// each is after the one before.
@@ -36,6 +38,9 @@ impl AwaitingHead<'_, '_> {
     /// `None` once it is sent.
     pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>, awaited: Option<AwaitedSide>) -> Poll<Failure> {
         loop {
+            if let Poll::Ready(elsewhere) = self.poll_queued(cx) {
+                return Poll::Ready(elsewhere);
+            }
             let deadline = &self.exchange.client.deadline;
             let interrupt = ready!(match awaited {
                 Some(side) => deadline.poll_body(cx, side),
@@ -52,21 +57,60 @@ impl AwaitingHead<'_, '_> {
                 ask_for_life(&self.exchange.upstream.stream, is_sent, silence);
             }
             let Exchange { client, terms, upload, .. } = &*self.exchange;
-            if interrupt == Interrupt::NodeGone || !terms.may_move || upload.has_read() {
+            if interrupt == Interrupt::NodeGone || !terms.may_move() || upload.has_read() {
                 client.deadline.go_on_without_node();
                 continue;
             }
-            if let Some(other) = self.another_node() {
-                return Poll::Ready(Failure::NodeDown(other));
-            }
-            // Another node may be available at the next sweep.
+            // Another node, or a retry, may be available at the next sweep.
             client.deadline.go_on();
+            if self.queued.is_none()
+                && let Some(elsewhere) = self.another_node()
+            {
+                return Poll::Ready(elsewhere);
+            }
         }
     }
 
-    fn another_node(&self) -> Option<Arc<Node>> {
+    /// Moves the request to another node that has room, or queues for one.
+    fn another_node(&mut self) -> Option<Failure> {
         let Exchange { client, terms, node, .. } = &*self.exchange;
-        client.frontend.select.pick(&client.worker.shared.fleet.load(), terms.lb, Some(node.endpoint_id)).ok()
+        let (worker, role) = (&client.worker, client.frontend.role);
+        if !worker.may_retry(role) {
+            if !mem::replace(&mut self.was_refused, true) {
+                worker.refuse_retry(role, RetryReason::NodeDown);
+            }
+            return None;
+        }
+        let (fleet, tried) = (worker.shared.fleet.load(), [node.endpoint_id]);
+        match worker.queue.permit(&*client.frontend.select, &fleet, terms.lb, &tried) {
+            Ok(permit) => self.move_to(permit),
+            Err(NoNode::Busy) => {
+                // In a full queue there may be room at the next sweep.
+                self.queued = worker.queue.join(role, &tried, terms.lb).ok().map(Box::new);
+                None
+            }
+            Err(NoNode::NoneUp | NoNode::AllBehind) => None,
+        }
+    }
+
+    /// Ready when the request has its turn at another node.
+    fn poll_queued(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        let Exchange { node, upload, .. } = &*self.exchange;
+        let Some(queued) = &mut self.queued else { return Poll::Pending };
+        if !node.live.is_down() || upload.has_read() {
+            // It stays.
+            self.queued = None;
+            return Poll::Pending;
+        }
+        let permit = ready!(queued.poll(cx));
+        self.queued = None;
+        self.move_to(permit).map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn move_to(&self, permit: NodePermit) -> Option<Failure> {
+        let Exchange { client, .. } = &*self.exchange;
+        let is_paid = client.worker.spend_retry(client.frontend.role, RetryReason::NodeDown);
+        is_paid.then(|| Failure::NodeDown(Box::new(permit)))
     }
 }
 

@@ -179,6 +179,16 @@ values! {
 }
 
 values! {
+    /// What requests wait for.
+    pub(super) AwaitedResource as "waits_for" {
+        /// A node with room.
+        Node = "node",
+        /// A file for a connection to their node.
+        File = "file",
+    }
+}
+
+values! {
     /// Why a request failed, at a client's side, ours or a node's.
     pub FailureReason as "reason" {
         /// The head of the request was malformed.
@@ -213,8 +223,10 @@ values! {
         NoneUp = "none_up",
         /// Every Varnish missed a purge.
         AllBehind = "all_behind",
-        /// All nodes were at their limit.
-        Busy = "busy",
+        /// All nodes were at their limit, and as many requests waited as may.
+        QueueFull = "queue_full",
+        /// No node had room for as long as a request may wait.
+        QueueTimeout = "queue_timeout",
         /// No file for a connection to a node became free in time.
         NoFiles = "no_files",
         /// There was no port or memory for a connection to a node.

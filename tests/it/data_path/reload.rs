@@ -20,7 +20,7 @@ fn reload(rig: &Rig, change: impl FnOnce(&mut toml::Table)) {
     rig.clearcoat.reload();
 }
 
-fn set(config: &mut toml::Table, section: &str, key: &str, value: impl Into<toml::Value>) {
+pub(super) fn set(config: &mut toml::Table, section: &str, key: &str, value: impl Into<toml::Value>) {
     let table = section.split('.').fold(config, |table, name| {
         table.entry(name).or_insert_with(|| toml::Table::new().into()).as_table_mut().expect("a table")
     });
@@ -32,7 +32,7 @@ fn reloads(rig: &Rig, result: &str) -> f64 {
 }
 
 /// The same, and waits until it is in effect at every worker.
-fn reloaded(rig: &Rig, change: impl FnOnce(&mut toml::Table)) {
+pub(super) fn reloaded(rig: &Rig, change: impl FnOnce(&mut toml::Table)) {
     let before = reloads(rig, "applied");
     reload(rig, change);
     eventually("it is applied", || (reloads(rig, "applied") > before).then_some(()));

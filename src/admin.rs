@@ -31,7 +31,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::attribution::{Attribution, Throttle};
 use crate::clock;
-use crate::config::{Config, Token, WhenAllBehind};
+use crate::config::{Config, RequestTerms, Token, WhenAllBehind};
 use crate::delivery::Deliveries;
 use crate::fleet::{Fence, Health, Member, NodeKey, Pool, Role, Snapshot};
 use crate::http_server::{Handler, Response, events, json, response, text};
@@ -117,6 +117,10 @@ pub struct AdminSettings {
     pub when_all_behind: WhenAllBehind,
     /// Whether the shop is closed.
     pub maintenance: bool,
+    /// How much nodes get, by the listener that sends to them.
+    pub edge: RequestTerms,
+    /// The same of the origin.
+    pub origin: RequestTerms,
 }
 
 impl AdminSettings {
@@ -127,6 +131,16 @@ impl AdminSettings {
             hosts: config.admin.hosts.clone(),
             when_all_behind: config.edge.when_all_behind,
             maintenance: config.edge.maintenance.on,
+            edge: config.edge.request_terms(),
+            origin: config.origin.request_terms(),
+        }
+    }
+
+    /// How much nodes of this role get.
+    fn terms(&self, role: Role) -> &RequestTerms {
+        match role {
+            Role::Varnish => &self.edge,
+            Role::Web => &self.origin,
         }
     }
 }
@@ -436,10 +450,12 @@ impl AdminApi {
     }
 
     fn gauge_pool(&self, pool: &Pool) {
-        let AdminContext { fence, journal, metrics, .. } = &self.context;
+        let AdminContext { fence, journal, metrics, settings, .. } = &self.context;
+        let settings = settings.load();
         for Member { node, health, ejection, .. } in pool.members() {
             let metrics = metrics.node(node.spec.role(), node.id());
             metrics.inflight.set(node.live.inflight().into());
+            metrics.at_limit.set((!node.live.has_room(settings.terms(node.spec.role()).max_per_node)).into());
             metrics.up.set((*health == Health::Up).into());
             metrics.ejected.set(ejection.is_some().into());
             metrics.drained.set(node.operator.drained_at_ms.is_some().into());

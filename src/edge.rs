@@ -89,7 +89,7 @@ impl EdgeSelect {
             bounded_load: config.bounded_load(),
             ignored: IgnoredParameters::new(config.hash_ignore_query.iter().map(String::as_str)),
             when_all_behind: config.when_all_behind,
-            limit: config.max_requests_per_node,
+            limit: config.request_terms().max_per_node,
             bypass_limit: web_limit.map_or(bypass_limit, |limit| limit.min(bypass_limit)),
             fence,
             trials,
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_varnish_is_passed_by_and_full_ones_are_no_reason_to_ask_the_web_nodes() {
+    fn full_varnish_are_passed_by_and_no_reason_to_ask_the_web_nodes() {
         for when_all_behind in [WhenAllBehind::Bypass, WhenAllBehind::Serve, WhenAllBehind::Refuse] {
             let (edge, fleet) = (limited(when_all_behind), fleet(&[5, 5, 4], 1));
             let first = picked(&edge, &fleet, &[]).unwrap();
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_past_the_caches_puts_no_more_on_a_web_node_than_its_own_limit() {
+    fn the_limit_of_a_web_node_bounds_who_comes_past_the_caches() {
         let bypass_limit = |web_limit| {
             let trials = edge(WhenAllBehind::Bypass, 0).trials;
             EdgeSelect::new(&config::Edge::default(), NonZeroU32::new(web_limit), Arc::new(Fence::at(0)), trials)

@@ -64,7 +64,7 @@ pub fn frontend(
         notes_latency: config.policy == Policy::PeakEwma,
         select: Arc::new(OriginSelect {
             policy: config.policy,
-            limit: config.max_requests_per_node,
+            limit: config.request_terms().max_per_node,
             nothing_ignored: IgnoredParameters::default(),
         }),
         terms: config.request_terms(),

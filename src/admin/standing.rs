@@ -17,6 +17,8 @@ use crate::fleet::{Ejection, FaultKind, Health, NodeFault, Role};
 pub(super) enum Standing {
     /// It gets its share.
     Serving,
+    /// It has as many requests as it may, and gets the next one when one of them ends.
+    AtLimit,
     /// It gets a growing part of its share.
     Starting,
     /// Its check fails, or it is ejected, and it is used all the same: too few others are left.
@@ -54,6 +56,8 @@ pub(super) struct TrafficFacts<'f> {
     pub(super) ejection: Option<(&'f Ejection, Duration)>,
     /// Percent of its full share.
     pub(super) share: u32,
+    /// The limit of requests that it has reached.
+    pub(super) reached: Option<u32>,
     /// Only of a Varnish.
     pub(super) cache: Option<CacheFacts<'f>>,
 }
@@ -91,7 +95,7 @@ impl TrafficFacts<'_> {
     pub(super) fn verdict(&self) -> TrafficVerdict {
         let state = self.standing();
         let gets_traffic = match state {
-            Standing::Serving | Standing::Starting | Standing::UsedThoughDown => true,
+            Standing::Serving | Standing::AtLimit | Standing::Starting | Standing::UsedThoughDown => true,
             Standing::Unchecked => self.usable,
             Standing::Down
             | Standing::Ejected
@@ -116,6 +120,7 @@ impl TrafficFacts<'_> {
             (Health::Down, _) => Standing::UsedThoughDown,
             (Health::Unknown, _) => Standing::Unchecked,
             (Health::Up, _) if self.ejection.is_some() => Standing::UsedThoughDown,
+            (Health::Up, _) if self.reached.is_some() => Standing::AtLimit,
             (Health::Up, _) if self.share < 100 => Standing::Starting,
             (Health::Up, _) => Standing::Serving,
         }
@@ -129,6 +134,7 @@ impl TrafficFacts<'_> {
             }
             Standing::Behind => self.cache.and_then(|cache| cache.fault),
             Standing::Serving
+            | Standing::AtLimit
             | Standing::Starting
             | Standing::Unchecked
             | Standing::Untrusted
@@ -142,6 +148,11 @@ impl TrafficFacts<'_> {
         let reason = self.fault.map_or("its health check fails", |fault| &fault.text);
         match state {
             Standing::Serving | Standing::Unresolved => String::new(),
+            Standing::AtLimit => {
+                let listener = if self.role == Role::Varnish { "edge" } else { "origin" };
+                let most = self.reached.unwrap_or_default();
+                format!("at its limit of {most} requests ({listener}.max_requests_per_node)")
+            }
             Standing::Starting => format!("slow start: {} % of its share", self.share),
             Standing::UsedThoughDown => match self.ejection.filter(|_| self.health == Health::Up) {
                 Some(ejection) => format!("{}; used all the same, as too few others are well", ejected(ejection)),
@@ -165,6 +176,9 @@ impl TrafficFacts<'_> {
     fn advice(&self, state: Standing, fault: Option<FaultKind>) -> String {
         let text = match state {
             Standing::Serving | Standing::Starting | Standing::Unresolved => "",
+            Standing::AtLimit => {
+                "It does all it may. If requests wait for long, find what makes it slow, or add nodes (docs/overload.md)."
+            }
             Standing::UsedThoughDown if self.health == Health::Up => return self.advice(Standing::Ejected, fault),
             Standing::UsedThoughDown => {
                 "Most web nodes fail their check at once: look at what the check needs (database, Redis, search) before \
@@ -361,8 +375,22 @@ mod tests {
             fault: Some(silent).filter(|_| health == Health::Down),
             ejection: None,
             share: 100,
+            reached: None,
             cache: Some(cache),
         }
+    }
+
+    #[test]
+    fn a_node_at_its_limit_says_which_and_gets_traffic_all_the_same() {
+        let full = TrafficFacts { reached: Some(8), share: 50, ..facts(Health::Up, CACHE) };
+        let verdict = full.verdict();
+        assert_eq!((verdict.state, verdict.gets_traffic, verdict.fault), (Standing::AtLimit, true, None));
+        assert_eq!(verdict.why, "at its limit of 8 requests (edge.max_requests_per_node)");
+        let web = TrafficFacts { role: Role::Web, cache: None, reached: Some(8), ..facts(Health::Up, CACHE) };
+        assert!(web.verdict().why.ends_with("(origin.max_requests_per_node)"));
+        // What keeps it out of traffic is said before.
+        let behind = CacheFacts { admitted: false, lag: 1, ..CACHE };
+        assert_eq!(TrafficFacts { reached: Some(8), ..facts(Health::Up, behind) }.verdict().state, Standing::Behind);
     }
 
     #[test]

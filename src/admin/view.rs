@@ -1,7 +1,7 @@
 //! The fleet as it is shown: `/api/v1/fleet`, and the event of the same name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -38,9 +38,20 @@ pub(super) struct FleetView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     registry: Option<RegistryView>,
     nodes: Vec<NodeView<'a>>,
+    /// Requests that wait for a node with room.
+    queues: [QueueView; 2],
     /// What operators say of nodes that are not here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     absent: Vec<AbsentView>,
+}
+
+/// The queue of a listener.
+#[derive(Serialize)]
+struct QueueView {
+    listener: &'static str,
+    /// Requests that wait, and how many may.
+    waiting: i64,
+    max_queue: usize,
 }
 
 /// What operators say of a node that has left, or has not come back yet.
@@ -91,6 +102,9 @@ struct NodeView<'a> {
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rfc3339")]
     since: Option<u64>,
     inflight: u32,
+    /// How many it may have at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_requests: Option<NonZeroU32>,
     /// The last minute.
     recent: LastMinute,
     source: NodeSource,
@@ -207,6 +221,11 @@ impl AdminContext {
             replicas,
             registry,
             nodes: nodes.chain(without_address).collect(),
+            queues: [("edge", Role::Varnish), ("origin", Role::Web)].map(|(listener, role)| QueueView {
+                listener,
+                waiting: self.metrics.queue.length(role).get(),
+                max_queue: self.settings.load().terms(role).max_queue,
+            }),
             absent: absent.collect(),
         })
     }
@@ -246,6 +265,7 @@ impl AdminContext {
             trial_fenced: !self.trials.admits(live),
         });
         let share = live.share() * 100 / WHOLE_SHARE;
+        let max_requests = self.settings.load().terms(spec.role()).max_per_node;
         let facts = TrafficFacts {
             role: spec.role(),
             address: spec.address,
@@ -256,6 +276,7 @@ impl AdminContext {
             fault: member.fault.as_ref(),
             ejection: member.ejection.as_ref().map(|out| (out, out.until.saturating_duration_since(Instant::now()))),
             share,
+            reached: max_requests.filter(|_| !live.has_room(max_requests)).map(NonZeroU32::get),
             cache: varnish.as_ref().map(|varnish| CacheFacts {
                 admitted: varnish.admitted,
                 trial_fenced: varnish.trial_fenced,
@@ -278,6 +299,7 @@ impl AdminContext {
             verdict: facts.verdict(),
             since: None,
             inflight: live.inflight(),
+            max_requests,
             recent: LastMinute::default(),
             source: spec.source,
             zone: spec.zone.as_deref(),
@@ -305,6 +327,7 @@ impl<'a> NodeView<'a> {
             verdict: unresolved(&name.reason),
             since: None,
             inflight: 0,
+            max_requests: None,
             recent: LastMinute::default(),
             source: NodeSource::Static,
             zone: None,

@@ -72,7 +72,7 @@ impl TrafficParts {
             edge: edge::frontend(
                 &config.edge,
                 methods,
-                config.origin.max_requests_per_node,
+                config.origin.request_terms().max_per_node,
                 Arc::clone(&self.fence),
                 trials(),
                 edge,

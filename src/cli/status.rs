@@ -144,6 +144,9 @@ struct Fleet {
     #[serde(default)]
     problems: Vec<ProblemRow>,
     nodes: Vec<NodeRow>,
+    /// Requests that wait for a node with room.
+    #[serde(default)]
+    queues: Vec<QueueRow>,
     /// What operators say of nodes that are not there.
     #[serde(default)]
     absent: Vec<AbsentRow>,
@@ -155,6 +158,23 @@ struct AbsentRow {
     id: String,
     drained_since: Option<String>,
     weight: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct QueueRow {
+    listener: String,
+    waiting: u64,
+    max_queue: u64,
+}
+
+impl QueueRow {
+    /// Its part of the header line; empty if nobody waits.
+    fn shown(&self) -> String {
+        if self.waiting == 0 {
+            return String::new();
+        }
+        format!("   {} QUEUE {} of {}", printable(&self.listener), self.waiting, self.max_queue)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -256,13 +276,14 @@ const COLUMNS: [&str; 8] = ["ROLE", "ID", "ADDRESS", "HEALTH", "TRAFFIC", "INFLI
 impl Fleet {
     fn table(&self, colour: bool) -> String {
         let mut table = format!(
-            "fleet version {}   journal {}{}   head {}   fence {}{}\n\n",
+            "fleet version {}   journal {}{}   head {}   fence {}{}{}\n\n",
             self.version,
             printable(&self.journal),
             self.spooled.filter(|&count| count > 0).map(|count| format!(" ({count} SPOOLED)")).unwrap_or_default(),
             self.head,
             self.fence,
-            self.registry.as_ref().map(RegistryRow::shown).unwrap_or_default()
+            self.registry.as_ref().map(RegistryRow::shown).unwrap_or_default(),
+            self.queues.iter().map(QueueRow::shown).collect::<String>()
         );
         self.problems.iter().for_each(|problem| problem.push(&mut table, colour));
         if !self.problems.is_empty() {
@@ -369,6 +390,20 @@ web      web-2      10.0.0.6:80     up      no       12        -    drained: its
 varnish varnish-2: Look at it.
 ";
         assert_eq!(fleet().table(false), expected);
+    }
+
+    #[test]
+    fn requests_that_wait_are_shown_with_the_nodes_that_they_wait_for() {
+        let mut fleet = fleet();
+        let queue = |listener: &str, waiting| QueueRow { listener: listener.to_owned(), waiting, max_queue: 1024 };
+        fleet.queues = vec![queue("edge", 0), queue("origin", 7)];
+        fleet.nodes[0].why = "at its limit of 3 requests (edge.max_requests_per_node)".to_owned();
+        let table = fleet.table(false);
+        assert!(
+            table.starts_with("fleet version 7   journal disk   head 42   fence 42   origin QUEUE 7 of 1024\n\n"),
+            "{table}"
+        );
+        assert!(table.contains("yes      3         0    at its limit of 3 requests"), "{table}");
     }
 
     #[test]

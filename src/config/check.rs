@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const LONGEST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD: RangeInclusive<usize> = 1024..=1 << 20;
 const FIELDS: RangeInclusive<usize> = 16..=256;
+const HIGHEST_LIMIT: usize = 1_000_000;
 const LONGEST_QUEUE: usize = 1_000_000;
 const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_REQUEST: RangeInclusive<usize> = 1024..=16 << 20;
@@ -126,8 +128,10 @@ impl Config {
         let mut rules = RuleCheck::default();
         self.check_listeners(&mut rules);
         check_edge(&self.edge, &mut rules);
-        check_terms("edge", &self.edge.request_terms(), &mut rules);
-        check_terms("origin", &self.origin.request_terms(), &mut rules);
+        let of_edge = self.edge.max_requests_per_node;
+        check_terms("edge", of_edge, &self.edge.request_terms(), &mut rules);
+        let of_origin = self.origin.max_requests_per_node;
+        check_terms("origin", of_origin, &self.origin.request_terms(), &mut rules);
         check_limits(&self.limits, &mut rules);
         for (key, reason) in self.timeouts.faults() {
             rules.require(false, format!("timeouts.{key}"), reason);
@@ -312,8 +316,11 @@ fn check_edge(edge: &Edge, rules: &mut RuleCheck) {
     edge_rules::check(edge, rules);
 }
 
-fn check_terms(section: &str, terms: &RequestTerms, rules: &mut RuleCheck) {
+fn check_terms(section: &str, limit: Option<NonZeroUsize>, terms: &RequestTerms, rules: &mut RuleCheck) {
     let key = |name: &str| format!("{section}.{name}");
+    let in_bounds = limit.is_none_or(|limit| limit.get() <= HIGHEST_LIMIT);
+    let reason = format!("must be at most {HIGHEST_LIMIT}; 0 is no limit");
+    rules.require(in_bounds, key("max_requests_per_node"), reason);
     let reason = format!("must be at most {LONGEST_QUEUE}; 0: nobody waits");
     rules.require(terms.max_queue <= LONGEST_QUEUE, key("max_queue"), reason);
     let in_bounds = !terms.queue_timeout.is_zero() && terms.queue_timeout <= LONGEST_QUEUE_TIMEOUT;

@@ -1,7 +1,7 @@
 //! `[edge]` and `[origin]`: the two balanced listeners.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +29,11 @@ pub struct RequestTerms {
     pub queue_timeout: Duration,
     /// The share of requests that may be retried, 0 to 1.
     pub retry_budget: f64,
+}
+
+/// A number that was checked.
+fn as_limit(requests: NonZeroUsize) -> NonZeroU32 {
+    NonZeroU32::try_from(requests).unwrap_or(NonZeroU32::MAX)
 }
 
 /// What Magento 2.4.8 strips from a URL before its own hash (`Identifier::getMarketingParameterPatterns`, and its VCL), and
@@ -67,10 +72,10 @@ pub struct Edge {
     /// Requests in flight that a bypass may put on one web node; beyond it the Varnish that is least behind serves, and where there
     /// is none requests wait. Where `origin.max_requests_per_node` is less, that counts. At least 1, default 32.
     pub bypass_max_requests_per_node: u32,
-    /// Requests in flight that all clients together may put on one Varnish; 0 (the default) is no limit. While every Varnish
-    /// that may serve has as many, requests wait. Tunnels and event streams count as long as they last.
+    /// Requests in flight that all clients together may put on one Varnish; 0 (the default) is no limit, and 1000000 the
+    /// highest. While every Varnish that may serve has as many, requests wait. Tunnels and event streams count as long as they last.
     #[serde(with = "zero_is_none")]
-    pub max_requests_per_node: Option<NonZeroU32>,
+    pub max_requests_per_node: Option<NonZeroUsize>,
     /// Requests that may wait for a node with room; one more is answered 503 at once. 0: none waits. At most 1000000, default 1024.
     pub max_queue: u32,
     /// How long a request may wait for a node with room; then it is answered 503. Above 0s, at most 600s, default 5s.
@@ -147,7 +152,7 @@ impl Edge {
     /// How much nodes get, and what becomes of what they cannot take.
     pub fn request_terms(&self) -> RequestTerms {
         RequestTerms {
-            max_per_node: self.max_requests_per_node,
+            max_per_node: self.max_requests_per_node.map(as_limit),
             max_queue: self.max_queue as usize,
             queue_timeout: self.queue_timeout,
             retry_budget: self.retry_budget,
@@ -243,10 +248,10 @@ pub struct Origin {
     pub listen: Vec<SocketAddr>,
     /// How a request finds its web node. Default `least_request`.
     pub policy: Policy,
-    /// Requests in flight that all Varnish together may put on one web node; 0 (the default) is no limit. While every web node that
-    /// may serve has as many, requests wait. Tunnels and event streams count as long as they last.
+    /// Requests in flight that all Varnish together may put on one web node; 0 (the default) is no limit, and 1000000 the
+    /// highest. While every web node that may serve has as many, requests wait. Tunnels and event streams count as long as they last.
     #[serde(with = "zero_is_none")]
-    pub max_requests_per_node: Option<NonZeroU32>,
+    pub max_requests_per_node: Option<NonZeroUsize>,
     /// Requests that may wait for a node with room; one more is answered 503 at once. 0: none waits. At most 1000000, default 1024.
     pub max_queue: u32,
     /// How long a request may wait for a node with room; then it is answered 503. Above 0s, at most 600s, default 5s.
@@ -277,7 +282,7 @@ impl Origin {
     /// How much nodes get, and what becomes of what they cannot take.
     pub fn request_terms(&self) -> RequestTerms {
         RequestTerms {
-            max_per_node: self.max_requests_per_node,
+            max_per_node: self.max_requests_per_node.map(as_limit),
             max_queue: self.max_queue as usize,
             queue_timeout: self.queue_timeout,
             retry_budget: self.retry_budget,

@@ -63,7 +63,11 @@ fn every_series_whose_labels_are_known_is_there_from_the_start() {
         "origin_failures_total{reason=\"timeout\"}",
         "edge_sent_bytes_total",
         "tls_handshakes_total{result=\"failed\"}",
-        "queue_length",
+        "queue_length{role=\"web\",waits_for=\"node\"}",
+        "queue_length{role=\"varnish\",waits_for=\"file\"}",
+        "queue_duration_seconds_count{role=\"web\"}",
+        "retries_refused_total{reason=\"no_answer\",role=\"varnish\"}",
+        "origin_failures_total{reason=\"queue_full\"}",
         "access_log_dropped_total",
         "spans_dropped_total",
     ] {

@@ -87,7 +87,7 @@ const since = (node) => (node.since ? `for ${lasting(now() - Date.parse(node.sin
 // Nodes.
 
 const STATES = {
-  serving: ["serves", "good"], starting: ["slow start", "good"], "used-though-down": ["down, but used", "warn"],
+  serving: ["serves", "good"], "at-limit": ["at its limit", "warn"], starting: ["slow start", "good"], "used-though-down": ["down, but used", "warn"],
   unchecked: ["not checked yet", "warn"], down: ["down", "bad"], ejected: ["ejected", "bad"], behind: ["behind", "bad"], untrusted: ["keeps purged pages", "bad"],
   drained: ["drained", "quiet"], unresolved: ["no address", "bad"],
 };
@@ -180,6 +180,9 @@ function drawVerdict(fleet) {
 function drawSelf(fleet) {
   write(byId("now-journal"), fleet.spooled ? `${fleet.journal}, ${fleet.spooled} to upload` : `in ${fleet.journal === "disk" ? "a file" : fleet.journal}`);
   write(byId("now-head"), String(fleet.head));
+  const waiting = (fleet.queues || []).filter((queue) => queue.waiting > 0);
+  byId("queue-row").hidden = !waiting.length;
+  write(byId("now-queue"), waiting.map((queue) => `${queue.waiting} of ${queue.max_queue} at the ${queue.listener}`).join(", "));
   byId("registry-row").hidden = !fleet.registry;
   if (fleet.registry) write(byId("now-registry"), `${fleet.registry.kind}${fleet.registry.connected ? "" : ", silent"}`);
   const replicas = fleet.replicas || [];
@@ -211,7 +214,7 @@ function factsOf(node) {
     ["why", node.why],
     ["what to do", node.advice],
     ["address", node.address],
-    ["requests", `${rate(node.recent.requests_per_second)}, ${node.inflight} under way`],
+    ["requests", `${rate(node.recent.requests_per_second)}, ${node.inflight}${node.max_requests ? ` of ${node.max_requests}` : ""} under way`],
     ["mean time", node.recent.mean_ms === null ? "" : time(node.recent.mean_ms)],
     ["5xx", node.recent.errors ? percent(node.recent.errors) : ""],
     ["hit rate", cache ? percent(node.recent.hit_rate) : ""],

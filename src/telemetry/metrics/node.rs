@@ -24,6 +24,7 @@ pub(super) struct NodeFamilies {
     ejections: Counters<(Role, NodeId)>,
     ejected: IntGauges<(Role, NodeId)>,
     inflight: IntGauges<(Role, NodeId)>,
+    at_limit: IntGauges<(Role, NodeId)>,
     up: IntGauges<(Role, NodeId)>,
     drained: IntGauges<(Role, NodeId)>,
     weight: IntGauges<(Role, NodeId)>,
@@ -61,6 +62,8 @@ pub struct NodeMetrics {
     pub ejected: IntGauge,
     /// Requests that are at the node now.
     pub inflight: IntGauge,
+    /// 1 while these are as many as there may be.
+    pub at_limit: IntGauge,
     /// 1 while the node is up.
     pub up: IntGauge,
     /// 1 while an operator has drained the node.
@@ -140,6 +143,7 @@ impl NodeFamilies {
             ejections: counters(r, "ejections_total", "Times a node was ejected, because it failed requests")?,
             ejected: int_gauges(r, "node_ejected", "1 while a node is ejected, because it failed requests")?,
             inflight: int_gauges(r, "upstream_inflight", "Requests that are at a node now")?,
+            at_limit: int_gauges(r, "node_at_limit", "1 while a node has as many requests as it may")?,
             up: int_gauges(r, "node_up", "1 while the health checks of a node pass")?,
             drained: int_gauges(r, "node_drained", "1 while an operator has drained a node")?,
             weight: int_gauges(r, "node_weight", "The weight of a node; 0 while it is drained")?,
@@ -193,6 +197,7 @@ impl NodeFamilies {
         let ejections = held.bind(&self.ejections, of_node());
         let ejected = held.bind(&self.ejected, of_node());
         let inflight = held.bind(&self.inflight, of_node());
+        let at_limit = held.bind(&self.at_limit, of_node());
         let up = held.bind(&self.up, of_node());
         let drained = held.bind(&self.drained, of_node());
         let weight = held.bind(&self.weight, of_node());
@@ -210,6 +215,7 @@ impl NodeFamilies {
             ejections,
             ejected,
             inflight,
+            at_limit,
             up,
             drained,
             weight,

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_returned_seals_and_shows_none_for_three_trials_has_ceased_to() {
+    fn a_node_that_shows_no_seals_for_three_trials_has_ceased_to() {
         for (unsaid, returned, shown) in [
             (UNSAID - 1, ReturnsSeals::Yes, None),
             (UNSAID, ReturnsSeals::Yes, Some(SealsShown::NotReturned)),

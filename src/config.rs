@@ -43,6 +43,7 @@ mod text;
 mod token;
 mod traces;
 mod url;
+mod vcl;
 
 use std::path::Path;
 
@@ -70,6 +71,7 @@ pub use source::{ConfigSource, ConfigText, NamedFiles};
 pub use token::{Token, TokenError};
 pub use traces::Traces;
 pub use url::ServerUrl;
+pub use vcl::{VclBackends, VclDirector, VclMode, VclPushing};
 
 use check::{Violation, read_token};
 use error::ErrorReport;
@@ -100,6 +102,8 @@ pub struct Config {
     pub journal: Journal,
     /// How nodes are checked.
     pub health: HealthChecks,
+    /// The VCL that is pushed to each Varnish.
+    pub vcl: VclPushing,
     /// Threads.
     pub runtime: Runtime,
     /// How long the process takes to end.

@@ -2,7 +2,7 @@
 
 use super::nearest::nearest;
 use super::raw::{FILE_VARIABLE, PREFIX, is_read};
-use super::{Config, RegistryKind};
+use super::{Config, RegistryKind, VclBackends, VclMode};
 use crate::fleet::Role;
 
 /// Variables that other commands read, or none of ours. The agent's are its own ([`AGENT`]).
@@ -93,6 +93,15 @@ pub(super) fn missing_nodes(config: &Config) -> Option<&'static str> {
             Some("no web node is configured: what no Varnish has is answered 503 (a [[node]] with role = \"web\")")
         }
     }
+}
+
+/// What keeps a page out of the cache that is purged while it is rendered, where no page passes the guard.
+pub(super) fn unguarded_pages(config: &Config) -> Option<&'static str> {
+    let passes_nobody = config.vcl.mode == VclMode::Push && config.vcl.backends == VclBackends::Web;
+    (passes_nobody && config.purge.settle.is_zero()).then_some(
+        "vcl.backends is web, and purge.settle 0s: a page that is purged while it is rendered is stored, and stays until it is \
+         purged again (purge.settle to more than the slowest page takes)",
+    )
 }
 
 #[cfg(test)]

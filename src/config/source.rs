@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::Config;
 use super::error::{ConfigError, ConfigErrors};
 use super::raw::FILE_VARIABLE;
-use super::remarks::{missing_nodes, stray_variables, variable_of};
+use super::remarks::{missing_nodes, stray_variables, unguarded_pages, variable_of};
 
 /// The file that is read when none is named, if it exists in the working directory.
 const DEFAULT_FILE: &str = "clearcoat.toml";
@@ -74,7 +74,8 @@ impl ConfigSource {
         });
         let known: Vec<String> = Config::keys().iter().map(|key| variable_of(key)).collect();
         let stray = stray_variables(&self.env, &known);
-        no_file.into_iter().chain(stray).chain(missing_nodes(config).map(str::to_owned)).collect()
+        let others = [missing_nodes(config), unguarded_pages(config)].into_iter().flatten().map(str::to_owned);
+        no_file.into_iter().chain(stray).chain(others).collect()
     }
 
     /// The file that is read; `None` if none is named, and there is none in the working directory.

@@ -97,7 +97,7 @@ pub struct VclPushContext {
     /// Turns true when the nodes of the start are known.
     pub listed: watch::Receiver<bool>,
     /// The configuration, which may change.
-    pub settings: watch::Receiver<PushSettings>,
+    pub settings: watch::Receiver<Arc<PushSettings>>,
     /// Whose turn it is.
     pub turn: Box<dyn Fn() -> PushTurn + Send + Sync>,
     /// Counts pushes.

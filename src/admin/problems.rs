@@ -157,7 +157,7 @@ impl Problem {
             what: "The VCL of the fleet".to_owned(),
             why: reason.to_owned(),
             at: None,
-            advice: "Each Varnish keeps the VCL that it has until that is mended (docs/vcl-push.md).",
+            advice: "Until that is mended, a Varnish gets what is left of its VCL, or keeps the one that it has (docs/vcl-push.md).",
             alert: "ClearcoatVclOutdated",
         }
     }

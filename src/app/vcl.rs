@@ -18,9 +18,9 @@ pub(super) fn start_pushing(
     listed: &watch::Receiver<bool>,
     (replicas, registry): (Option<&Arc<Replicas>>, Option<&RegistryStatus>),
     tasks: &mut JoinSet<()>,
-) -> (Arc<VclPush>, watch::Sender<PushSettings>) {
+) -> (Arc<VclPush>, watch::Sender<Arc<PushSettings>>) {
     let push = Arc::<VclPush>::default();
-    let (settings, followed) = watch::channel(PushSettings::of(config));
+    let (settings, followed) = watch::channel(Arc::new(PushSettings::of(config)));
     let (replicas, registry) = (replicas.cloned(), registry.cloned());
     let context = VclPushContext {
         fleet: Arc::clone(&engine.fleet),

@@ -7,7 +7,7 @@
 //! Everything that the content depends on is therefore said by all clearcoats alike: nodes are in the order of their ids, addresses
 //! in their own order, and neither health nor load is in it. A web node that is down is noticed by Varnish's own probe.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use aws_lc_rs::digest;
@@ -144,7 +144,9 @@ pub fn backend_names(ids: &[&NodeId]) -> Vec<String> {
         format!("web_{}", id.as_str().chars().map(safe).collect::<String>())
     };
     let all: Vec<String> = ids.iter().map(|id| plain(id)).collect();
-    let name = |(id, name): (&&NodeId, &String)| match all.iter().filter(|other| *other == name).count() {
+    let mut shared: HashMap<&str, usize> = HashMap::new();
+    all.iter().for_each(|name| *shared.entry(name).or_default() += 1);
+    let name = |(id, name): (&&NodeId, &String)| match shared[name.as_str()] {
         1 => name.clone(),
         _ => format!("{name}_{:08x}", xxhash_rust::xxh3::xxh3_64(id.as_str().as_bytes()) >> 32),
     };

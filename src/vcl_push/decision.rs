@@ -78,8 +78,8 @@ pub(super) fn decide(aim: &WantedVcl, sight: &VclInUse, turn: PushTurn) -> Decis
         return Decision::InPlace;
     }
     let later = TURN * turn.rank;
-    // All of us are about to replace it.
-    if sight.since <= aim.since {
+    // All of us are about to replace it. (What was seen in the same moment is nobody's past: it is the first look.)
+    if sight.since < aim.since {
         return Decision::Replace(aim.since + later, ReplaceCause::Old);
     }
     let is_of_peer = sight.name.starts_with(PREFIX);
@@ -161,7 +161,11 @@ mod tests {
         assert_eq!(decide(&tired, &of_peer, FIRST), Decision::LeaveToPeer);
         let third = PushTurn { rank: 2, is_informed: true };
         assert_eq!(decide(&aim(5), &of_peer, third), Decision::LeaveToPeer);
-        // Whoever comes anew decides if he is the first.
+        // Whoever comes anew decides if he is the first: also in the moment in which he begins to want something.
+        assert_eq!(
+            decide(&aim(20), &sight("clearcoat-b", 20, true), SECOND),
+            Decision::Replace(at(90), ReplaceCause::Peer)
+        );
         let met = sight("clearcoat-b", 20, true);
         assert_eq!(decide(&aim(5), &met, FIRST), Decision::Replace(at(20), ReplaceCause::Old));
         assert_eq!(decide(&aim(5), &met, SECOND), Decision::Replace(at(90), ReplaceCause::Peer));

@@ -1,6 +1,6 @@
 //! Follows what the VCL depends on (the fleet, the configuration, names, a template), and starts and ends the task of each Varnish.
 //!
-//! All of it is looked at ten times a second: a look costs a pointer and a comparison while nothing has changed. Changes that come
+//! All of it is looked at ten times a second while VCL is pushed: a look costs a few comparisons while nothing has changed. Changes that come
 //! together become one content: it is published when nothing has changed for a moment, and at the latest soon after the first change.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use super::node::{Pusher, PusherContext};
 use super::place::{ManagementPlace, place_of};
 use super::{NodeVcl, PushSettings, VclPush, VclPushContext, VclState};
 use crate::config::{VclBackends, VclMode};
-use crate::fleet::{NodeId, PurgeDialect, Snapshot};
+use crate::fleet::{NodeId, PurgeDialect, Role, Snapshot};
 use crate::telemetry::causes;
 use crate::varnish::origin_names::OriginNames;
 use crate::varnish::own_template::OwnTemplate;
@@ -52,7 +52,7 @@ pub(super) struct FleetFollower {
 
 /// What is not in memory.
 struct OutsideFacts {
-    settings: Option<PushSettings>,
+    settings: Option<Arc<PushSettings>>,
     names: OriginNames,
     origins: BTreeSet<SocketAddr>,
     template: TemplateFile,
@@ -99,30 +99,54 @@ impl FleetFollower {
         if self.context.listed.clone().wait_for(|listed| *listed).await.is_err() {
             return;
         }
+        let mut settings = self.context.settings.clone();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut known = None;
         loop {
             looks.tick().await;
-            let settings = self.context.settings.borrow().clone();
-            let is_on = settings.vcl.mode == VclMode::Push;
-            self.outside.look(&settings, is_on).await;
+            let now = Arc::clone(&settings.borrow_and_update());
+            let is_on = now.vcl.mode == VclMode::Push;
+            let is_other = self.outside.look(&now, is_on).await;
             let fleet = self.context.fleet.load_full();
-            let content = is_on.then(|| self.outside.content(&settings, &fleet)).transpose();
-            self.say(content.as_ref().err());
-            match content {
-                Ok(content) => self.publish_in_time(content),
-                // What was there goes on.
-                Err(_) => self.differs_since = None,
+            let seen = (fleet.version, Arc::clone(&now));
+            if is_other || self.has_ended_tasks() || known.as_ref() != Some(&seen) {
+                self.take(&now, &fleet, is_on);
+                known = Some(seen);
             }
-            self.attend(&settings, &fleet, is_on);
-            while let Some(ended) = self.tasks.try_join_next() {
-                if let Err(error) = ended
-                    && error.is_panic()
-                {
-                    tracing::error!(error = %causes(&error), "the task that pushes a VCL panicked");
-                }
+            self.publish_in_time();
+            if !is_on && self.published.borrow().is_none() && settings.changed().await.is_err() {
+                return;
             }
         }
+    }
+
+    /// Takes what there is to be seen now.
+    fn take(&mut self, settings: &PushSettings, fleet: &Snapshot, is_on: bool) {
+        let content = is_on.then(|| self.outside.content(settings, fleet)).transpose();
+        self.say(content.as_ref().err());
+        match content {
+            Ok(content) if content != self.seen => {
+                self.seen = content;
+                self.since = Instant::now();
+            }
+            // Without any, what was there goes on.
+            Ok(_) | Err(_) => {}
+        }
+        self.attend(settings, fleet, is_on);
+    }
+
+    fn has_ended_tasks(&mut self) -> bool {
+        let mut any = false;
+        while let Some(ended) = self.tasks.try_join_next() {
+            any = true;
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!(error = %causes(&error), "the task that pushes a VCL panicked");
+            }
+        }
+        any
     }
 
     /// Says what is wrong, once as long as the words are the same.
@@ -131,22 +155,18 @@ impl FleetFollower {
         let mut said = self.push.problem.lock();
         if problem.map(String::as_str) != said.as_deref() {
             if let Some(problem) = problem {
-                tracing::warn!(error = problem, "the VCL of the fleet stays as it is");
+                tracing::warn!(error = problem, "what the VCL of the fleet is made of is not as it should be");
             }
             *said = problem.map(|problem| problem.as_str().into());
         }
     }
 
-    fn publish_in_time(&mut self, content: Option<FleetContent>) {
-        let now = Instant::now();
-        if content != self.seen {
-            self.seen = content;
-            self.since = now;
-        }
+    fn publish_in_time(&mut self) {
         if self.seen.as_ref() == self.published.borrow().as_deref() {
             self.differs_since = None;
             return;
         }
+        let now = Instant::now();
         let differs_since = *self.differs_since.get_or_insert(now);
         let is_first = self.published.borrow().is_none();
         if is_first || now - self.since >= QUIET || now - differs_since >= LONGEST {
@@ -179,6 +199,11 @@ impl FleetFollower {
             if !stays {
                 task.abort();
             }
+            if !is_on && let Some(metrics) = fleet.varnish.get(id).map(|_| self.context.metrics.node(Role::Varnish, id))
+            {
+                // Nothing is wanted of it any more.
+                metrics.vcl().inspect(|metrics| metrics.outdated.set(0));
+            }
             stays
         });
         for (id, (place, delivery)) in wanted {
@@ -198,16 +223,21 @@ impl FleetFollower {
 }
 
 impl OutsideFacts {
-    /// Looks at names and the template, each second and when the configuration has changed.
-    async fn look(&mut self, settings: &PushSettings, is_on: bool) {
+    /// Looks at names and the template, each second and when the configuration has changed. Returns whether anything is another.
+    async fn look(&mut self, settings: &Arc<PushSettings>, is_on: bool) -> bool {
         let is_new = self.settings.as_ref() != Some(settings);
         if is_new {
             self.take(settings);
         }
-        if !is_on || !is_new && self.looked.is_some_and(|looked| looked.elapsed() < OUTSIDE) {
-            return;
+        if !is_on {
+            self.problem = None;
+            return is_new;
+        }
+        if !is_new && self.looked.is_some_and(|looked| looked.elapsed() < OUTSIDE) {
+            return false;
         }
         self.looked = Some(Instant::now());
+        let before = (self.origins.clone(), self.template.parsed.clone(), self.problem.clone());
         let missing = match settings.vcl.backends {
             VclBackends::Origin => {
                 let (found, without) = self.names.resolve().await;
@@ -221,12 +251,13 @@ impl OutsideFacts {
         };
         let unusable = self.template.look().await.err();
         self.problem = missing.or(unusable);
+        is_new || before != (self.origins.clone(), self.template.parsed.clone(), self.problem.clone())
     }
 
-    fn take(&mut self, settings: &PushSettings) {
-        let before = self.settings.replace(settings.clone());
+    fn take(&mut self, settings: &Arc<PushSettings>) {
+        let before = self.settings.replace(Arc::clone(settings));
         let named = |settings: &PushSettings| (settings.vcl.origins.clone(), settings.origin_listen.clone());
-        if before.as_ref().map(named) != Some(named(settings)) {
+        if before.as_deref().map(named) != Some(named(settings)) {
             self.names = OriginNames::new(origins(settings));
             self.origins.clear();
         }

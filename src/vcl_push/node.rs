@@ -281,7 +281,6 @@ impl Pusher {
                     }
                 }
                 self.memory.previous = Some(before).filter(|before| before.starts_with(PREFIX));
-                (self.memory.refusals, self.memory.next_try) = (0, None);
                 let now = Instant::now();
                 self.memory.sight = Some(VclInUse { name: vcl.name.clone(), since: now, at_connect: false });
                 *listed = self.tidy_up(port).await?;
@@ -403,12 +402,17 @@ impl Pusher {
         let pattern = format!("{}.*", vcl.name);
         loop {
             let answer = port.command(&["backend.list", &pattern]).await?;
-            let well = parse_backends(&answer.text).into_iter().filter(|backend| !backend.is_sick);
-            let well: BTreeSet<String> =
-                well.filter_map(|backend| Some(backend.name.split_once('.')?.1.to_owned())).collect();
+            let (mut well, mut ill) = (BTreeSet::new(), BTreeSet::new());
+            for backend in parse_backends(&answer.text) {
+                if let Some((_, name)) = backend.name.split_once('.') {
+                    if backend.is_sick { &mut ill } else { &mut well }.insert(name.to_owned());
+                }
+            }
+            // Of a fleet so large that varnishd cuts the list, those are judged that it names.
+            let is_awaited = |name: &str| !well.contains(name) && (ill.contains(name) || !answer.is_truncated);
             let fleet = self.context.around.fleet.load();
             let is_up = |id: &NodeId| fleet.web.get(id).is_some_and(|member| member.health == Health::Up);
-            let mut missed = names.iter().filter(|(id, name)| is_up(id) && !well.contains(*name));
+            let mut missed = names.iter().filter(|(id, name)| is_awaited(name) && is_up(id));
             let has_any = names.iter().any(|(_, name)| well.contains(*name));
             if has_any && (missed.next().is_none() || began.elapsed() >= WELL) {
                 return Ok(());
@@ -422,6 +426,7 @@ impl Pusher {
 
     fn is_in_place(&mut self, listed: &[ListedVcl]) {
         self.memory.said.clear();
+        (self.memory.refusals, self.memory.next_try) = (0, None);
         self.show(VclState::InPlace, listed);
     }
 

@@ -209,6 +209,42 @@ fn a_second_clearcoat_finds_what_the_first_has_pushed() {
 }
 
 #[test]
+fn of_two_that_are_configured_differently_the_first_has_its_way() {
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, replicas: 2, ..Plan::default() });
+    let (varnish, second) = (&fleet.varnish[0], &fleet.others[0]);
+    let origins: Vec<String> = fleet.clearcoats().map(|clearcoat| clearcoat.origin.to_string()).collect();
+    push(&fleet.clearcoat, &fleet.varnish, &format!("{ORIGIN}origins = {origins:?}\n"));
+    let name = in_place(&fleet.clearcoat, &varnish.id);
+    push(second, &fleet.varnish, &format!("{ORIGIN}origins = {:?}\n", &origins[..1]));
+    // What it finds there is another clearcoat's, which is the first: it waits for a minute.
+    let vcl = eventually("the second one sees it", || {
+        Some(vcl_of(second, &varnish.id)).filter(|vcl| vcl["wanted"].is_string())
+    });
+    assert_eq!((vcl["state"].as_str(), vcl["in_use"].as_str()), (Some("pending"), Some(name.as_str())));
+    assert_eq!(vcl["problem"], format!("another VCL is in use, {name}"));
+    // A change of its own is pushed, and taken back.
+    push(second, &fleet.varnish, &format!("{ORIGIN}origins = {:?}\n", &origins[1..]));
+    eventually("the second one has pushed its change", || (active(varnish) != name).then_some(()));
+    eventually("the first has put its own back", || (active(varnish) == name).then_some(()));
+    in_place(&fleet.clearcoat, &varnish.id);
+    assert_eq!(fleet.clearcoat.metric("clearcoat_vcl_drifts_total{node=\"varnish-1\"}"), 1.0);
+}
+
+#[test]
+fn a_varnish_is_let_go_when_nothing_is_pushed_any_more() {
+    let fleet = Fleet::start(&Plan { varnish: 1, web: 1, ..Plan::default() });
+    let bad = fleet.folder.path().join("bad.vcl");
+    std::fs::write(&bad, "vcl 4.1;\n# clearcoat: backends\n# clearcoat: end\nwrong\n").expect("a file");
+    push(&fleet.clearcoat, &fleet.varnish, &format!("{ORIGIN}template = {bad:?}\n"));
+    eventually("it is refused", || (vcl_of(&fleet.clearcoat, "varnish-1")["state"] == "refused").then_some(()));
+    push(&fleet.clearcoat, &fleet.varnish, "mode = \"off\"\n");
+    eventually("nothing is said of it", || vcl_of(&fleet.clearcoat, "varnish-1").is_null().then_some(()));
+    assert_eq!(fleet.clearcoat.metric("clearcoat_vcl_outdated{node=\"varnish-1\"}"), 0.0);
+    push(&fleet.clearcoat, &fleet.varnish, ORIGIN);
+    in_place(&fleet.clearcoat, "varnish-1");
+}
+
+#[test]
 fn a_web_node_that_is_added_serves_and_one_that_is_drained_gets_nothing_more() {
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config: WITHOUT_SEALS, ..Plan::default() });
     let varnish = &fleet.varnish[0];

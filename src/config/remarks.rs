@@ -130,6 +130,16 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_nothing_guards_are_told_of_unless_purges_are_repeated() {
+        let mut config = Config::default();
+        assert_eq!(unguarded_pages(&config), None);
+        (config.vcl.mode, config.vcl.backends) = (VclMode::Push, VclBackends::Web);
+        assert!(unguarded_pages(&config).is_some_and(|remark| remark.contains("purge.settle")));
+        config.purge.settle = std::time::Duration::from_secs(5);
+        assert_eq!(unguarded_pages(&config), None);
+    }
+
+    #[test]
     fn what_is_read_and_what_is_kubernetes_own_is_left_alone() {
         for name in [
             "PATH",

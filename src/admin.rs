@@ -44,6 +44,7 @@ use crate::replicas::Replicas;
 use crate::shutdown::{Shutdown, Stage};
 use crate::telemetry::{IncidentKind, Metrics, PurgeResult};
 use crate::trial::Trials;
+use crate::vcl_push::VclPush;
 use history::{EdgeReading, History, STEP};
 use last_minute::{NodeMemories, NodeReading};
 use listeners::{KEEP_ALIVE, Listeners, event};
@@ -86,6 +87,8 @@ pub struct AdminContext {
     pub deliveries: Arc<Deliveries>,
     /// The trials of the Varnish nodes.
     pub trials: Arc<Trials>,
+    /// The VCL that is pushed to each Varnish.
+    pub vcl_push: Arc<VclPush>,
     /// What operators say of nodes.
     pub overrides: Arc<OverrideStore>,
     /// Held by who drains a node that may be the last.

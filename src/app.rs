@@ -19,6 +19,7 @@ mod running_parts;
 mod sealing;
 mod supervision;
 mod traces;
+mod vcl;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -55,6 +56,7 @@ use crate::shutdown::{self, Shutdown, ShutdownHandle, Stage};
 use crate::telemetry::{Metrics, causes};
 use crate::tls;
 use crate::trial::Trials;
+use crate::vcl_push::VclPush;
 use access_log::RunningAccessLog;
 use engine::Engine;
 use fleet::FleetInputs;
@@ -150,7 +152,9 @@ impl App {
         let traffic = traffic_parts(&engine, config, replicas.as_ref());
         let purge_api = Arc::new(purge_api(config, &engine, replicas.clone()));
         let (opening, open) = watch::channel(false);
-        let shown = ShownParts { unresolved, registry, replicas: replicas.clone(), open: open.clone() };
+        let (vcl_push, pushed) =
+            vcl::start_pushing(config, &engine, &listed, (replicas.as_ref(), registry.as_ref()), &mut tasks);
+        let shown = ShownParts { unresolved, registry, replicas: replicas.clone(), vcl_push, open: open.clone() };
         let admin_api = Arc::new(admin_api(config, &engine, &purge_api, shown, shutdown.clone()));
         tasks.spawn(Arc::clone(&admin_api).observe());
         let BoundSockets { edge, origin, purge, admin } = sockets;
@@ -175,6 +179,7 @@ impl App {
         let parts = RunningParts {
             nodes,
             checks,
+            pushed,
             traffic,
             rules,
             admission: shared.admission,
@@ -391,6 +396,7 @@ struct ShownParts {
     unresolved: Arc<UnresolvedNodes>,
     registry: Option<RegistryStatus>,
     replicas: Option<Arc<Replicas>>,
+    vcl_push: Arc<VclPush>,
     open: watch::Receiver<bool>,
 }
 
@@ -399,7 +405,7 @@ fn admin_api(
     config: &Config,
     engine: &Engine,
     purge_api: &Arc<PurgeApi>,
-    ShownParts { unresolved, registry, replicas, open }: ShownParts,
+    ShownParts { unresolved, registry, replicas, vcl_push, open }: ShownParts,
     shutdown: Shutdown,
 ) -> AdminApi {
     AdminApi::new(AdminContext {
@@ -409,6 +415,7 @@ fn admin_api(
         journal: Arc::clone(&engine.journal),
         journal_kind: config.journal.kind.as_str(),
         replicas,
+        vcl_push,
         deliveries: Arc::clone(&engine.deliveries),
         trials: Arc::clone(&engine.trials),
         overrides: Arc::clone(&engine.overrides),

@@ -44,6 +44,7 @@ mod timeouts;
 mod token;
 mod traces;
 mod url;
+mod vcl;
 
 use std::path::Path;
 
@@ -72,6 +73,7 @@ pub use timeouts::Timeouts;
 pub use token::{Token, TokenError};
 pub use traces::Traces;
 pub use url::ServerUrl;
+pub use vcl::{VclBackends, VclDirector, VclMode, VclPushing};
 
 use check::{Violation, read_token};
 use error::ErrorReport;
@@ -104,6 +106,8 @@ pub struct Config {
     pub journal: Journal,
     /// How nodes are checked.
     pub health: HealthChecks,
+    /// The VCL that is pushed to each Varnish.
+    pub vcl: VclPushing,
     /// Threads.
     pub runtime: Runtime,
     /// How long the process takes to end.

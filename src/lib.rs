@@ -11,6 +11,8 @@
 //! Varnish by its task in [`delivery`], in the protocol of [`varnish`]. When all nodes have it, or `ack_timeout` is
 //! over, [`fleet::Fence`] rises and the answer is sent: a node behind the fence gets no traffic until it has caught up.
 //!
+//! [`vcl_push`] gives each Varnish its VCL, if it is told to.
+//!
 //! [`registry`] and [`probe`] report the state of the fleet as events; [`fleet_keeper`] alone turns them into the
 //! snapshot that all others read. [`agent`] runs beside a node, on its own machine, and registers it.
 //!
@@ -22,7 +24,7 @@
 //! | --- | --- | --- |
 //! | commands | [`cli`] | everything below |
 //! | wiring | [`app`] | everything below |
-//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] | everything below, and few named neighbours |
+//! | services | [`edge`] [`origin`] [`proxy`] [`purge_api`] [`admin`] [`delivery`] [`replicas`] [`fleet_keeper`] [`slow_start`] [`trial`] [`http_server`] [`agent`] [`vcl_push`] | everything below, and few named neighbours |
 //! | edges to the world | [`registry`] [`journal`] [`etcd`] [`varnish`] [`upstream`] [`probe`] [`http_client`] [`otlp`] [`tls`] | below; of each other only [`etcd`] and [`http_client`] |
 //! | base | [`atomic_file`] [`awaited`] [`config`] [`telemetry`] [`shutdown`] [`service_manager`] [`inherited`] [`files`] [`clock`] | pure; of each other only [`telemetry`] |
 //! | pure | [`fleet`] [`balance`] [`purge`] [`seal`] [`attribution`] [`http1`] [`esi`] [`proxy_protocol`] [`backoff`] [`mutants`] | no runtime, no socket, no clock, no global randomness |
@@ -76,3 +78,4 @@ pub mod tls;
 pub mod trial;
 pub mod upstream;
 pub mod varnish;
+pub mod vcl_push;

@@ -336,6 +336,12 @@ impl Replicas {
         std::iter::once(own).chain(others).chain(unmet).collect()
     }
 
+    /// How many of the replicas that share our purges and confirm them come before this one, by their names.
+    pub fn rank(&self) -> u32 {
+        let before = self.sharing().into_iter().filter(|peer| !peer.is_late() && peer.id < self.id).count();
+        u32::try_from(before).unwrap_or(u32::MAX)
+    }
+
     fn problem_of(&self, peer: &Peer) -> Option<Arc<str>> {
         peer.problem().or_else(|| self.does_not_seal(peer).then(|| NO_SEALS.into()))
     }

@@ -12,5 +12,5 @@ pub use incidents::{Incident, IncidentKind, Incidents};
 pub use metrics::{
     Answers, CacheResult, Durations, FailureReason, FileShare, HandshakeResult, JournalMetrics, ListenerMetrics,
     Metrics, NodeMetrics, PurgeMetrics, PurgeResult, QueueMetrics, ReloadResult, Resync, RetryReason, SealVerdict,
-    Shortage, UpstreamFault, VarnishMetrics,
+    Shortage, UpstreamFault, VarnishMetrics, VclMetrics,
 };

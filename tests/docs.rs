@@ -18,7 +18,7 @@ fn document(path: &str) -> String {
 fn every_metric_is_documented_and_every_documented_one_exists() {
     let metrics = Metrics::new().unwrap();
     for role in [Role::Web, Role::Varnish] {
-        metrics.node(role, &NodeId::try_from("a").unwrap());
+        metrics.node(role, &NodeId::try_from("a").unwrap()).vcl();
     }
     metrics.count_retry(Role::Web, RetryReason::Connect);
     metrics.purge.requested("tags", PurgeResult::Applied);

@@ -51,6 +51,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "trial",
             "http_server",
             "agent",
+            "vcl_push",
         ],
     ),
     ("wiring", &["app"]),
@@ -58,7 +59,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// The arrows within a layer that are allowed, each for its reason.
-const NEIGHBOURS: [(&str, &str, &str); 32] = [
+const NEIGHBOURS: [(&str, &str, &str); 33] = [
     ("files", "telemetry", "it counts what there is too little of"),
     ("service_manager", "telemetry", "an error is logged with its causes"),
     ("inherited", "telemetry", "an error is logged with its causes"),
@@ -91,6 +92,7 @@ const NEIGHBOURS: [(&str, &str, &str); 32] = [
     ("origin", "trial", "it answers the page that is tried"),
     ("admin", "trial", "it shows what came of it"),
     ("fleet_keeper", "slow_start", "a node that comes into traffic starts slowly"),
+    ("admin", "vcl_push", "it shows which VCL a Varnish uses"),
 ];
 
 /// What the pure layer must not touch: it would not be pure any more.

@@ -51,10 +51,17 @@ impl AdminContext {
         let certificates = self.metrics.tls_certificates();
         let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
         let certificates = certificates.iter().filter_map(|(file, end)| Problem::of_certificate(file, end - seconds));
+        let vcl = self.vcl_push.problem().map(|reason| Problem::of_vcl(&reason));
         let incidents = self.metrics.incidents.present(now);
         let incidents = incidents.into_iter().map(|(kind, incident)| Problem::of_incident(kind, &incident));
-        let mut problems: Vec<Problem> =
-            journal.into_iter().chain(registry).chain(replicas).chain(certificates).chain(incidents).collect();
+        let mut problems: Vec<Problem> = journal
+            .into_iter()
+            .chain(registry)
+            .chain(replicas)
+            .chain(certificates)
+            .chain(vcl)
+            .chain(incidents)
+            .collect();
         problems.sort_by_key(|problem| problem.severity == Severity::Warning);
         problems
     }
@@ -144,6 +151,17 @@ impl Problem {
         })
     }
 
+    fn of_vcl(reason: &str) -> Self {
+        Problem {
+            severity: Severity::Warning,
+            what: "The VCL of the fleet".to_owned(),
+            why: reason.to_owned(),
+            at: None,
+            advice: "Until that is mended, a Varnish gets what is left of its VCL, or keeps the one that it has (docs/vcl-push.md).",
+            alert: "ClearcoatVclOutdated",
+        }
+    }
+
     fn of_incident(kind: IncidentKind, incident: &Incident) -> Self {
         let (what, advice, alert) = match kind {
             IncidentKind::PurgeRefused => (
@@ -209,6 +227,7 @@ mod tests {
         let mut problems: Vec<Problem> =
             IncidentKind::ALL.into_iter().map(|kind| Problem::of_incident(kind, &incident)).collect();
         problems.extend(Problem::of_certificate("shop.pem", 0));
+        problems.push(Problem::of_vcl("no origin has an address"));
         problems.push(Problem::of_journal(Trouble { reason: "full".to_owned(), refuses: true }));
         for problem in problems {
             assert!(rules.contains(&format!("- alert: {}\n", problem.alert)), "{problem:?}");

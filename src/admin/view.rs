@@ -19,6 +19,7 @@ use crate::journal::{Cursor, Lag, Position};
 use crate::registry::RegistryStatus;
 use crate::registry::fixed::UnresolvedName;
 use crate::replicas;
+use crate::vcl_push::NodeVcl;
 
 /// The whole fleet.
 #[derive(Serialize)]
@@ -156,6 +157,9 @@ struct VarnishView {
     trial_finding: Arc<str>,
     /// Whether that keeps it out of traffic.
     trial_fenced: bool,
+    /// How it stands with the VCL that is pushed to it; nothing while none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcl: Option<NodeVcl>,
 }
 
 /// A time in milliseconds since 1970, as text.
@@ -263,6 +267,7 @@ impl AdminContext {
             trial: live.trial(),
             trial_finding: self.trials.finding(&spec.id),
             trial_fenced: !self.trials.admits(live),
+            vcl: self.vcl_push.of(&spec.id),
         });
         let share = live.share() * 100 / WHOLE_SHARE;
         let max_requests = self.settings.load().terms(spec.role()).max_per_node;

@@ -9,8 +9,6 @@
 //! What is on disk always comes first: a varnishd that starts meanwhile, or is restarted by somebody else, reads it there.
 //! One that we did not start may have read what was there before, so it is told to load it at once.
 //!
-//! A name that does not resolve keeps its last addresses for a while: a resolver that is late for once, which lookups do not tell from
-//! a name that is gone, must not take a clearcoat from the VCL, and its address from the list of those who may purge.
 //! Names that resolve to nothing change nothing, as long as none does: a resolver that is away must not cost the fleet its
 //! origins. One name of several that has no address any more is a clearcoat that is gone, and its address may be
 //! somebody else's tomorrow, so it is left out.
@@ -26,8 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::net::lookup_host;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::atomic_file;
@@ -37,14 +34,11 @@ use crate::fleet::PurgeDialect;
 use crate::telemetry::causes;
 use crate::varnish::cli_text::{ListedVcl, parse_vcls};
 use crate::varnish::management::{ManagementError, ManagementPort};
+use crate::varnish::origin_names::OriginNames;
 use crate::varnish::vcl::{InvalidHost, OriginAddress, VarnishVersion, render, stripping};
 
 /// Time between two looks at the names. A lookup in a container is answered by the engine itself.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a lookup may take.
-const LOOKUP: Duration = Duration::from_secs(5);
-/// How long a name that does not resolve any more keeps its last addresses.
-const KEPT: Duration = Duration::from_secs(30);
 /// How long varnishd may take for a step: it compiles the VCL in one of them.
 const STEP: Duration = Duration::from_secs(30);
 /// The pauses between two tries to load a VCL.
@@ -114,8 +108,7 @@ pub(super) struct OriginFollower {
     settings: VclSettings,
     /// What is on disk; empty if nothing of ours is.
     written: String,
-    /// The last addresses of each origin, and when it had them.
-    last: Vec<Option<(Instant, Vec<SocketAddr>)>>,
+    names: OriginNames,
     /// The names without an address.
     missing: Complaint,
     unwritten: Complaint,
@@ -147,8 +140,8 @@ impl OriginFollower {
     pub(super) async fn begin(settings: &VclSettings) -> Result<Self, NoVcl> {
         let written = written_before(&settings.file)?.unwrap_or_default();
         let (missing, unwritten, unloaded) = Default::default();
-        let last = vec![None; settings.origins.len()];
-        let mut this = OriginFollower { settings: settings.clone(), written, last, missing, unwritten, unloaded };
+        let names = OriginNames::new(settings.origins.clone());
+        let mut this = OriginFollower { settings: settings.clone(), written, names, missing, unwritten, unloaded };
         loop {
             match this.write().await {
                 Ok(()) => return Ok(this),
@@ -194,7 +187,7 @@ impl OriginFollower {
 
     /// Writes the VCL if it has changed.
     async fn write(&mut self) -> Result<(), NoVcl> {
-        let (origins, without) = self.resolve().await;
+        let (origins, without) = self.names.resolve().await;
         if origins.is_empty() {
             return Err(NoVcl::Unresolved(without));
         }
@@ -217,35 +210,6 @@ impl OriginFollower {
         tracing::info!(file = %file.display(), origins = origins.join(" "), "the VCL is written");
         self.written = text;
         Ok(())
-    }
-
-    /// All addresses of all names, each once, and the names without one, with the reason. All are asked for at once: a
-    /// resolver may take its time to say that a name is gone.
-    async fn resolve(&mut self) -> (BTreeSet<SocketAddr>, Vec<String>) {
-        let mut lookups = JoinSet::new();
-        for (index, OriginAddress { host, port }) in self.settings.origins.iter().enumerate() {
-            let (host, port) = (host.trim_matches(['[', ']']).to_owned(), *port);
-            lookups.spawn(async move {
-                let resolved = tokio::time::timeout(LOOKUP, lookup_host((host.as_str(), port))).await;
-                let addresses = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                (index, addresses.map(Vec::from_iter).map_err(|error| format!("{host}: {error}")))
-            });
-        }
-        let (mut found, mut without) = (BTreeSet::new(), vec![]);
-        let now = Instant::now();
-        for (index, resolved) in lookups.join_all().await {
-            match (resolved, &self.last[index]) {
-                (Ok(addresses), _) => {
-                    found.extend(addresses.iter().copied());
-                    self.last[index] = Some((now, addresses));
-                }
-                (Err(_), Some((at, addresses))) if now.duration_since(*at) < KEPT => found.extend(addresses),
-                (Err(reason), _) => without.push(reason),
-            }
-        }
-        // In the order of their answers they would be another complaint each time.
-        without.sort();
-        (found, without)
     }
 
     /// The same text for the same addresses.
@@ -322,31 +286,6 @@ mod tests {
                      discarded   auto    busy         1    clearcoat_0\nactive      auto    warm         0    clearcoat_2\n";
         assert_eq!(ours(seven), ["clearcoat_1"]);
         assert!(ours("").is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_name_that_does_not_resolve_for_once_keeps_its_addresses_for_a_while() {
-        let at = |host: &str| OriginAddress { host: host.to_owned(), port: 8081 };
-        let settings = VclSettings {
-            file: PathBuf::new(),
-            // The second is no name, so the system's resolver says at once that it has no address.
-            origins: vec![at("127.0.0.1"), at("a b")],
-            allow: vec![],
-            version: VarnishVersion::Seven,
-            delivery: PurgeDialect::Magento,
-            ignored_query: vec![],
-            management: String::new(),
-            secret_file: PathBuf::new(),
-        };
-        let [there, late]: [SocketAddr; 2] =
-            ["127.0.0.1:8081", "127.0.0.2:8081"].map(|address| address.parse().unwrap());
-        let (missing, unwritten, unloaded) = Default::default();
-        let last = vec![None, Some((Instant::now(), vec![late]))];
-        let mut follower = OriginFollower { settings, written: String::new(), last, missing, unwritten, unloaded };
-        assert_eq!(follower.resolve().await, ([there, late].into(), vec![]));
-        tokio::time::advance(KEPT).await;
-        let (found, without) = follower.resolve().await;
-        assert_eq!((found, without.len()), ([there].into(), 1));
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::telemetry::access::AccessLog;
 use crate::telemetry::{Metrics, log};
 use crate::tls::{PreparedCertificates, Tls};
 use crate::trial::Trials;
+use crate::vcl_push::PushSettings;
 
 /// What the listeners of the traffic are made of, beside their configuration.
 pub(super) struct TrafficParts {
@@ -92,6 +93,7 @@ pub(super) struct RunningParts {
     /// The nodes of the configuration.
     pub(super) nodes: watch::Sender<Vec<StaticNode>>,
     pub(super) checks: watch::Sender<HealthChecks>,
+    pub(super) pushed: watch::Sender<Arc<PushSettings>>,
     pub(super) traffic: TrafficParts,
     pub(super) rules: Arc<ArcSwap<TrafficRules>>,
     pub(super) admission: Arc<Admission>,
@@ -176,6 +178,7 @@ impl RunningParts {
         self.traffic.trials.set_default_host(now.health.web.host.as_deref());
         self.slow_start.configure(&now.health);
         self.checks.send_if_modified(|checks| std::mem::replace(checks, now.health.clone()) != now.health);
+        self.pushed.send_replace(Arc::new(PushSettings::of(now)));
         *self.times.lock() = now.shutdown;
         if before.log.level != now.log.level {
             log::set_filter(now.log.level.targets());

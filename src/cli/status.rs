@@ -233,12 +233,21 @@ struct NodeRow {
     /// Why purges that seals could enforce must still wait for it.
     #[serde(default)]
     seals_not: String,
+    /// The VCL that is pushed to it, while one is.
+    vcl: Option<VclRow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct VclRow {
+    /// Why it uses another one; empty if it does not.
+    problem: String,
 }
 
 impl NodeRow {
     fn note(&self) -> String {
         let retained = if self.retained { "retained (not registered any more)" } else { "" };
-        let told: [&str; 5] = [&self.why, retained, &self.delivery_error, &self.trial_finding, &self.seals_not];
+        let vcl = self.vcl.as_ref().map_or("", |vcl| &vcl.problem);
+        let told: [&str; 6] = [&self.why, retained, &self.delivery_error, &self.trial_finding, &self.seals_not, vcl];
         let mut notes: Vec<&str> = Vec::new();
         for note in told.map(str::trim) {
             // Where an error is why, it is told once.

@@ -120,6 +120,9 @@ impl Config {
         if let Some(ca) = &self.traces.ca {
             wants("traces.ca".to_owned(), ca);
         }
+        if let Some(template) = &self.vcl.template {
+            wants("vcl.template".to_owned(), template);
+        }
         rules.0
     }
 
@@ -166,6 +169,9 @@ impl Config {
             format!("must be 1000 to {MAX_NAMES}: with so many, 1 GiB of memory is taken at the start")
         });
         self.check_health(&mut rules);
+        for (key, reason) in self.vcl.violations(self) {
+            rules.require(false, format!("vcl.{key}"), reason);
+        }
         let enough = self.runtime.workers.is_none_or(|workers| workers.get() <= MAX_WORKERS);
         rules.require(enough, "runtime.workers", format!("must be at most {MAX_WORKERS}; 0 is one for each core"));
         rules.require(self.runtime.spin <= LONGEST_SPIN, "runtime.spin", "must be at most 10ms; 0us sleeps at once");

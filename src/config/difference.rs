@@ -21,7 +21,8 @@ impl Config {
     /// # Errors
     /// What is wrong with the mixture: a value that only goes with one that needs a restart. Names the key and what is allowed.
     pub fn adopting(&self, new: &Config) -> Result<Config, String> {
-        let Config { edge, origin, limits, timeouts, purge, admin, nodes, health, shutdown, log, .. } = new.clone();
+        let Config { edge, origin, limits, timeouts, purge, admin, nodes, health, vcl, shutdown, log, .. } =
+            new.clone();
         let mut health = health;
         health.varnish.trial = self.health.varnish.trial;
         let adopted = Config {
@@ -47,6 +48,7 @@ impl Config {
             admin: self.adopted_admin(admin),
             nodes,
             health,
+            vcl,
             shutdown,
             log: Log { format: self.log.format, ..log },
             ..self.clone()
@@ -189,6 +191,7 @@ mod tests {
             ("purge.gather", "CLEARCOAT_PURGE__GATHER", "2s"),
             ("health.web.path", "CLEARCOAT_HEALTH__WEB__PATH", "/other"),
             ("health.varnish.fall", "CLEARCOAT_HEALTH__VARNISH__FALL", "9"),
+            ("vcl.director", "CLEARCOAT_VCL__DIRECTOR", "shard"),
             ("shutdown.drain", "CLEARCOAT_SHUTDOWN__DRAIN", "1m"),
             ("log.level", "CLEARCOAT_LOG__LEVEL", "debug"),
             ("log.access", "CLEARCOAT_LOG__ACCESS", "json"),

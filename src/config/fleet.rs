@@ -208,7 +208,8 @@ pub struct StaticNode {
     /// node.
     #[serde(default, deserialize_with = "headers::table", skip_serializing_if = "SecretHeaders::is_empty")]
     pub headers: SecretHeaders,
-    /// `HOST:PORT` of the management port of this Varnish (`-T`), which `clearcoat doctor` asks. Default: its host, with
+    /// `HOST:PORT` of the management port of this Varnish (`-T`), which `clearcoat doctor` asks, and
+    /// at which a VCL is pushed. Default: its host, with
     /// `health.varnish.management_port`; none for a web node.
     #[serde(default, with = "empty_is_none", skip_serializing_if = "Option::is_none")]
     pub management: Option<String>,

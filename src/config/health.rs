@@ -139,8 +139,8 @@ pub struct VarnishChecks {
     pub eject_statuses: Vec<u16>,
     /// Whether it is tried, with a page of clearcoat's own, that purges take pages out of a node. Default true.
     pub trial: bool,
-    /// The port at which each varnishd is managed (`-T`) whose `[[node]]` names none, for `clearcoat doctor`. Nodes of a registry are
-    /// not asked there. Default 0: none.
+    /// The port at which each varnishd is managed (`-T`) whose `[[node]]` names none, for `clearcoat doctor` and
+    /// [`VclMode::Push`](super::VclMode). Nodes of a registry are not asked there, but for `vcl.trusted_networks`. Default 0: none.
     pub management_port: u16,
     /// The file with the secret of those ports (`-S`). Default: none.
     #[serde(with = "empty_is_none")]

@@ -2,7 +2,7 @@
 
 use super::nearest::nearest;
 use super::raw::{FILE_VARIABLE, PREFIX, is_read};
-use super::{Config, RegistryKind};
+use super::{Config, RegistryKind, VclBackends, VclMode};
 use crate::fleet::Role;
 
 /// Variables that other commands read, or none of ours. The agent's are its own ([`AGENT`]).
@@ -107,6 +107,15 @@ pub(super) fn unreachable_redirect(config: &Config) -> Option<String> {
     })
 }
 
+/// What keeps a page out of the cache that is purged while it is rendered, where no page passes the guard.
+pub(super) fn unguarded_pages(config: &Config) -> Option<&'static str> {
+    let passes_nobody = config.vcl.mode == VclMode::Push && config.vcl.backends == VclBackends::Web;
+    (passes_nobody && config.purge.settle.is_zero()).then_some(
+        "vcl.backends is web, and purge.settle 0s: a page that is purged while it is rendered is stored, and stays until it is \
+         purged again (purge.settle to more than the slowest page takes)",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +139,16 @@ mod tests {
             assert_eq!(remarks(name), [format!("{name}: this variable means nothing; did you mean {meant}?")]);
         }
         assert_eq!(remarks("CLEARCOAT_FOO"), ["CLEARCOAT_FOO: this variable means nothing"]);
+    }
+
+    #[test]
+    fn pages_that_nothing_guards_are_told_of_unless_purges_are_repeated() {
+        let mut config = Config::default();
+        assert_eq!(unguarded_pages(&config), None);
+        (config.vcl.mode, config.vcl.backends) = (VclMode::Push, VclBackends::Web);
+        assert!(unguarded_pages(&config).is_some_and(|remark| remark.contains("purge.settle")));
+        config.purge.settle = std::time::Duration::from_secs(5);
+        assert_eq!(unguarded_pages(&config), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::Config;
 use super::error::{ConfigError, ConfigErrors};
 use super::raw::FILE_VARIABLE;
-use super::remarks::{missing_nodes, stray_variables, unreachable_redirect, variable_of};
+use super::remarks::{missing_nodes, stray_variables, unguarded_pages, unreachable_redirect, variable_of};
 
 /// The file that is read when none is named, if it exists in the working directory.
 const DEFAULT_FILE: &str = "clearcoat.toml";
@@ -74,8 +74,8 @@ impl ConfigSource {
         });
         let known: Vec<String> = Config::keys().iter().map(|key| variable_of(key)).collect();
         let stray = stray_variables(&self.env, &known);
-        let nobody = missing_nodes(config).map(str::to_owned);
-        no_file.into_iter().chain(stray).chain(nobody).chain(unreachable_redirect(config)).collect()
+        let others = [missing_nodes(config), unguarded_pages(config)].into_iter().flatten().map(str::to_owned);
+        no_file.into_iter().chain(stray).chain(others).chain(unreachable_redirect(config)).collect()
     }
 
     /// The file that is read; `None` if none is named, and there is none in the working directory.

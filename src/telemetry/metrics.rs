@@ -21,6 +21,7 @@ mod registry;
 mod seal;
 mod sharded;
 mod upstream;
+mod vcl;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub use registry::RegistryMetrics;
 pub use seal::{SealChecks, SealMetrics};
 pub use sharded::{DurationHistogram, ShardedCounter};
 pub use upstream::UpstreamFailures;
+pub use vcl::VclMetrics;
 
 use family::{Counters, IntGauges, counters, int_gauges};
 use labels::{CertificateFile, TlsReloadResult, Version};

@@ -28,6 +28,8 @@ pub struct ListedVcl {
     pub name: String,
     /// The name of the label, if it is one.
     pub label: Option<String>,
+    /// Its backends are there: it can be used at once. One that is on the way to that, or away from it, is not.
+    pub is_warm: bool,
 }
 
 /// A backend of `backend.list`.
@@ -73,6 +75,14 @@ pub fn parse_banner(text: &str) -> Option<&str> {
     text.lines().map(str::trim).find(|line| line.contains(" revision "))
 }
 
+/// The first two numbers of a version: `(7, 1)` of `varnish-7.1.1 revision 7cee1c58`.
+pub fn parse_version(banner: &str) -> Option<(u32, u32)> {
+    let program = banner.split_whitespace().next()?;
+    let version = program.split('-').find(|part| part.starts_with(|first: char| first.is_ascii_digit()))?;
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// The bans of `ban.list`, the newest first.
 pub fn parse_bans(text: &str) -> Vec<ListedBan> {
     let parse = |line: &str| {
@@ -96,16 +106,17 @@ pub fn parse_vcls(text: &str) -> Vec<ListedVcl> {
         }
         // 6.0: STATUS STATE/TEMPERATURE BUSY NAME; later: STATUS STATE TEMPERATURE BUSY NAME. A label is followed by `->` and
         // what it stands for.
-        let (at, state) = match state.split_once('/') {
-            Some((state, _)) => (3, state),
-            None => (4, state),
+        let (at, state, temperature) = match state.split_once('/') {
+            Some((state, temperature)) => (3, state, temperature),
+            None => (4, state, *words.get(2)?),
         };
+        let is_warm = temperature == "warm";
         let name = (*words.get(at)?).to_owned();
         let target = words.get(at + 1).filter(|arrow| **arrow == "->").and_then(|_| words.get(at + 2));
         let status = status.to_owned();
         match target.filter(|_| state == "label") {
-            Some(target) => Some(ListedVcl { status, name: (*target).to_owned(), label: Some(name) }),
-            None => Some(ListedVcl { status, name, label: None }),
+            Some(target) => Some(ListedVcl { status, name: (*target).to_owned(), label: Some(name), is_warm }),
+            None => Some(ListedVcl { status, name, label: None, is_warm }),
         }
     };
     text.lines().filter_map(parse).collect()
@@ -209,6 +220,9 @@ mod tests {
         let plus = "Varnish Cache CLI 1.0\nLinux,5.4.0,x86_64\nvarnish-plus-6.0.13r4 revision 1234\n";
         assert_eq!(parse_banner(plus), Some("varnish-plus-6.0.13r4 revision 1234"));
         assert_eq!(parse_banner("-----\nVarnish Cache CLI 1.0\n"), None);
+        let versions =
+            ["varnish-7.1.1 revision 7c", "varnish-plus-6.0.13r4 revision 1", "varnish-trunk revision 1", ""];
+        assert_eq!(versions.map(parse_version), [Some((7, 1)), Some((6, 0)), None, None]);
     }
 
     #[test]
@@ -229,7 +243,7 @@ mod tests {
             let vcls = parse_vcls(text);
             vcls.into_iter().find(|vcl| vcl.status == "active").unwrap()
         };
-        let plain = |name: &str| ListedVcl { status: "active".into(), name: name.into(), label: None };
+        let plain = |name: &str| ListedVcl { status: "active".into(), name: name.into(), label: None, is_warm: true };
         // 6.0 to 6.6, and later ones.
         let six = "available   auto/warm          0 boot (1 label)\navailable  label/warm          0 shop -> boot\n\
                    active      auto/warm          3 second\n\n";
@@ -244,6 +258,9 @@ mod tests {
         assert_eq!(active("active      auto     warm         -    boot\n"), plain("boot"));
         assert_eq!(active("active      auto/warm          - boot\n"), plain("boot"));
         assert!(parse_vcls("\nfoo\nactive\n").is_empty());
+        let cold = |text: &str| parse_vcls(text).iter().map(|vcl| vcl.is_warm).collect::<Vec<_>>();
+        assert_eq!(cold("available   auto/cold          0 boot\navailable   cold/cooling       1 a\n"), [false; 2]);
+        assert_eq!(cold("available   auto    cold    0    boot\navailable   warm    warm    0    a\n"), [false, true]);
     }
 
     #[test]
@@ -309,7 +326,7 @@ mod tests {
                 let _ = (parameters.bytes(name), parameters.seconds(name), parameters.count(name));
             }
             let _ = (parse_bans(&text), parse_vcls(&text), parse_backends(&text), parse_panic(&text));
-            let _ = (parse_ping(&text), parse_status(&text), parse_pids(&text), parse_banner(&text));
+            let _ = (parse_ping(&text), parse_status(&text), parse_pids(&text), parse_banner(&text), parse_version(&text));
         }
 
         #[test]

@@ -116,6 +116,38 @@ impl ManagementPort {
         accepted(status, text)
     }
 
+    /// Has this VCL compiled, and loaded under this name.
+    ///
+    /// The text follows the command, up to a word that does not stand in it (varnish-cli(7), "Here documents"): as a word of the
+    /// command it would be four times as long.
+    ///
+    /// # Errors
+    /// As [`ManagementPort::command`]; the words of [`ManagementError::Refused`] are the compiler's.
+    pub async fn load(&mut self, name: &str, vcl: &str) -> Result<CommandAnswer, ManagementError> {
+        if vcl.contains('\0') {
+            return Err(ManagementError::Unsendable);
+        }
+        let mut end = "END_OF_VCL".to_owned();
+        while vcl.contains(&end) {
+            end.push('_');
+        }
+        let command = line(&["vcl.inline", name])?;
+        self.write(&format!("{} << {end}\n{vcl}\n{end}\n", command.trim_end())).await?;
+        let (status, text) = self.answer().await?;
+        accepted(status, text)
+    }
+
+    /// Each step from now on may take this long.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Returns when varnishd has closed the connection, or says something that it was not asked. Can be given up at any time.
+    pub async fn closed(&self) {
+        // Not `ready`, which says yes once after each answer that was read to its end. An error is an end, too.
+        _ = self.stream.peek(&mut [0]).await;
+    }
+
     async fn write(&mut self, line: &str) -> Result<(), ManagementError> {
         let written = tokio::time::timeout(self.timeout, self.stream.write_all(line.as_bytes())).await;
         Ok(written.map_err(|_| ManagementError::Timeout(self.timeout))??)

@@ -22,7 +22,7 @@ const ADDITION_BEHIND: &str = "\nimport std;\n";
 /// Varnish 6.0 wants to have read of a backend before it is named.
 const ONE_BACKEND: (&str, &str) = ("\nbackend origin {\n", "\n}\n");
 
-/// What stands between these lines, at whatever depth, is written once for every clearcoat.
+/// What stands between these lines of `vcl/origins.vcl`, at whatever depth, is written once for every clearcoat.
 const EACH: (&str, &str) = ("# For each clearcoat.", "# End of for each.");
 
 /// What stands before and behind the parameters that both templates strip.
@@ -69,6 +69,62 @@ pub fn render(
     origins: &[OriginAddress],
     allow: &[IpNet],
 ) -> Result<String, InvalidHost> {
+    let text = match origins {
+        [] => return Err(InvalidHost(String::new())),
+        [OriginAddress { host, port }] => with_addition(version, delivery)
+            .replace("@ORIGIN_HOST@", checked(host)?)
+            .replace("@ORIGIN_PORT@", &port.to_string()),
+        several => template_with(version, delivery, &in_turns(several)?),
+    };
+    Ok(with_allowed(&text, allow))
+}
+
+/// A template with these networks in its list of who may purge.
+pub(super) fn with_allowed(text: &str, allow: &[IpNet]) -> String {
+    text.replace("@PURGE_ALLOW@", &acl(allow))
+}
+
+/// `vcl/origins.vcl` for these clearcoats.
+pub(super) fn in_turns(origins: &[OriginAddress]) -> Result<String, InvalidHost> {
+    let values = |(number, OriginAddress { host, port }): (usize, &OriginAddress)| {
+        Ok(vec![
+            ("@NUMBER@", number.to_string()),
+            ("@NEXT@", (number % origins.len() + 1).to_string()),
+            ("@HOST@", checked(host)?.to_owned()),
+            ("@PORT@", port.to_string()),
+        ])
+    };
+    let each: Vec<_> = (1..).zip(origins).map(values).collect::<Result<_, _>>()?;
+    Ok(repeated(ORIGINS, EACH, &each).replace("@OTHERS@", &(origins.len() - 1).to_string()))
+}
+
+/// The text, with what stands between these two lines written once for each of these lists of placeholders and values.
+pub(super) fn repeated(text: &str, (begin, end): (&str, &str), each: &[Vec<(&str, String)>]) -> String {
+    let mut written = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() != begin {
+            written += &format!("{line}\n");
+            continue;
+        }
+        let block: String =
+            lines.by_ref().take_while(|line| line.trim() != end).map(|line| format!("{line}\n")).collect();
+        for values in each {
+            written += &values.iter().fold(block.clone(), |block, (name, value)| block.replace(name, value));
+        }
+    }
+    written
+}
+
+/// A built-in template with this text in the place of its one backend, and with what the form of delivery wants.
+pub(super) fn template_with(version: VarnishVersion, delivery: PurgeDialect, backends: &str) -> String {
+    let text = with_addition(version, delivery);
+    let (before, one) = text.split_once(ONE_BACKEND.0).expect("both templates have a backend");
+    let (_, after) = one.split_once(ONE_BACKEND.1).expect("which ends");
+    format!("{before}\n{backends}{after}")
+}
+
+fn with_addition(version: VarnishVersion, delivery: PurgeDialect) -> String {
     let template = match version {
         VarnishVersion::Six => VARNISH_SIX,
         VarnishVersion::Seven => VARNISH_SEVEN,
@@ -78,41 +134,7 @@ pub fn render(
         PurgeDialect::Magento | PurgeDialect::MagentoPlain => "",
         PurgeDialect::Xkey => XKEY,
     };
-    let text = template.replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{by_key}"), 1);
-    let text = match origins {
-        [] => return Err(InvalidHost(String::new())),
-        [OriginAddress { host, port }] => {
-            text.replace("@ORIGIN_HOST@", checked(host)?).replace("@ORIGIN_PORT@", &port.to_string())
-        }
-        several => {
-            let (before, one) = text.split_once(ONE_BACKEND.0).expect("both templates have a backend");
-            let (_, after) = one.split_once(ONE_BACKEND.1).expect("which ends");
-            format!("{before}\n{}{after}", in_turns(several)?)
-        }
-    };
-    Ok(text.replace("@PURGE_ALLOW@", &acl(allow)))
-}
-
-/// `vcl/origins.vcl` for these clearcoats.
-fn in_turns(origins: &[OriginAddress]) -> Result<String, InvalidHost> {
-    let mut text = String::new();
-    let mut lines = ORIGINS.lines();
-    while let Some(line) = lines.next() {
-        if line.trim() != EACH.0 {
-            text += &format!("{line}\n");
-            continue;
-        }
-        let block: String =
-            lines.by_ref().take_while(|line| line.trim() != EACH.1).map(|line| format!("{line}\n")).collect();
-        for (number, OriginAddress { host, port }) in (1..).zip(origins) {
-            text += &block
-                .replace("@NUMBER@", &number.to_string())
-                .replace("@NEXT@", &(number % origins.len() + 1).to_string())
-                .replace("@HOST@", checked(host)?)
-                .replace("@PORT@", &port.to_string());
-        }
-    }
-    Ok(text.replace("@OTHERS@", &(origins.len() - 1).to_string()))
+    template.replacen(ADDITION_BEHIND, &format!("{ADDITION_BEHIND}{by_key}"), 1)
 }
 
 /// The same VCL with another list of query parameters that it strips from a URL: `edge.hash_ignore_query`.
@@ -151,7 +173,7 @@ fn checked(host: &str) -> Result<&str, InvalidHost> {
 }
 
 /// One line an entry. The bits after the prefix are cleared: Varnish warns about them, or refuses them.
-fn acl(allow: &[IpNet]) -> String {
+pub(super) fn acl(allow: &[IpNet]) -> String {
     let entry = |net: &IpNet| {
         let net = net.trunc();
         format!("\"{}\"/{};", net.network(), net.prefix_len())

@@ -58,3 +58,4 @@ mod support;
 mod through_another;
 mod traces;
 mod under_way;
+mod vcl_push;

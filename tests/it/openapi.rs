@@ -58,9 +58,12 @@ fn faults(document: &Value, schema: &Value, value: &Value, place: &str) -> Vec<S
 #[test]
 fn the_description_of_the_api_is_what_the_program_answers() {
     let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
-    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, replicas: 2, ..Plan::default() });
+    // A VCL that nobody takes, for what is said of it.
+    let config = "[vcl]\nmode = \"push\"\norigins = [\"127.0.0.1:9\"]\n[health.varnish]\nmanagement_port = 1\n";
+    let fleet = Fleet::start(&Plan { varnish: 2, web: 1, replicas: 2, config, ..Plan::default() });
     let admin = fleet.clearcoat.admin;
     fleet.get("/p/1");
+    eventually("something is said of the VCL", || fleet.clearcoat.node("varnish-1")["vcl"].is_object().then_some(()));
     let position = fleet.purge_tag("cat_p_1").json()["position"].to_string();
     eventually("every node has the purge", || {
         let detail = get(admin, &format!("/api/v1/purges/{position}")).expect("an answer").json();

@@ -221,6 +221,7 @@ function factsOf(node) {
     ["purges", cache ? (node.lag ? `lacks ${node.lag}, the oldest for ${lasting((node.lag_seconds || 0) * 1000)}` : "has every purge") : ""],
     ["last error", cache ? node.delivery_error : ""],
     ["trial", cache ? node.trial_finding : ""],
+    ["VCL", cache && node.vcl ? node.vcl.problem || `${node.vcl.in_use || "unknown"} (${node.vcl.state})` : ""],
     ["seal", cache ? (node.seals ? "purges of tags need not wait for it" : node.seals_not || "") : ""],
     ["weight", weightOf(node)],
     ["zone", node.zone],

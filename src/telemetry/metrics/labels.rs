@@ -319,6 +319,20 @@ values! {
 }
 
 values! {
+    /// How the push of a VCL ended.
+    pub(super) PushResult as "result" {
+        /// It was compiled, and is in use.
+        Compiled = "compiled",
+        /// It was loaded still, and is in use again.
+        Reused = "reused",
+        /// varnishd did not take it.
+        Refused = "refused",
+        /// The connection broke.
+        Failed = "failed",
+    }
+}
+
+values! {
     /// How a purge request ended.
     pub PurgeResult as "result" {
         /// Every Varnish has it.

@@ -13,6 +13,7 @@ use super::family::{
 use super::labels::{BatchResult, CacheResult, CodeClass};
 use super::listener::{NODE_BUCKETS, RequestCounters};
 use super::sharded::{DurationHistogram, ShardedCounter};
+use super::vcl::{VclFamilies, VclMetrics};
 use crate::fleet::{NodeId, Role};
 
 /// The families in which every node of a role has its series.
@@ -40,6 +41,7 @@ pub(super) struct NodeFamilies {
     stale_caught: Counters<NodeId>,
     unsealed: Counters<NodeId>,
     cache_results: ShardedCounters<(NodeId, CacheResult)>,
+    vcl: VclFamilies,
 }
 
 /// The handles of one node.
@@ -72,6 +74,9 @@ pub struct NodeMetrics {
     pub weight: IntGauge,
     /// The handles that only a Varnish has.
     pub varnish: Option<VarnishMetrics>,
+    /// Those of its VCL, made when one is first pushed.
+    vcl: OnceLock<Option<VclMetrics>>,
+    vcl_families: VclFamilies,
     /// `None` once the node has left: none of its series comes back then, whoever still has these handles.
     held: Mutex<Option<NodeSeries>>,
 }
@@ -179,6 +184,7 @@ impl NodeFamilies {
                 "cache_results_total",
                 "Answers of a Varnish at the edge, by whether they came from its cache",
             )?,
+            vcl: VclFamilies::new(r)?,
         })
     }
 
@@ -220,6 +226,8 @@ impl NodeFamilies {
             drained,
             weight,
             varnish,
+            vcl: OnceLock::new(),
+            vcl_families: self.vcl.clone(),
             held: Mutex::new(Some(held)),
         }
     }
@@ -283,6 +291,12 @@ impl NodeMetrics {
     /// Its answers with a 5xx to clients that came past the caches.
     pub fn bypass_server_errors(&self) -> u64 {
         self.bypass[CodeClass::ServerError as usize].get().and_then(Option::as_ref).map_or(0, ShardedCounter::get)
+    }
+
+    /// Those of its VCL; `None` if it has left before one was pushed.
+    pub fn vcl(&self) -> Option<&VclMetrics> {
+        let bind = || self.held.lock().as_mut().map(|held| self.vcl_families.bind(&self.id, held));
+        self.vcl.get_or_init(bind).as_ref()
     }
 
     /// The node has left: its series go.

@@ -22,8 +22,10 @@ pub struct Varnish {
     /// Its network namespace, if it is not ours.
     namespace: Option<String>,
     child: Child,
-    /// Its port, reserved while it is down.
-    held: Option<Socket>,
+    /// Where it is managed, also after a restart.
+    management: SocketAddr,
+    /// Its ports, reserved while it is down.
+    held: Vec<Socket>,
 }
 
 /// The preamble of connections to a varnishd.
@@ -70,9 +72,10 @@ impl Varnish {
         (folder, id, vcl): (&Path, &str, &Path),
     ) -> Self {
         let folder = folder.join(id);
-        let child = spawn(namespace.as_deref(), &folder, vcl, (address, listens), storage);
+        let management = SocketAddr::from(([127, 0, 0, 1], 0));
+        let child = spawn(namespace.as_deref(), &folder, vcl, (address, listens), (management, storage));
         let (id, vcl) = (id.to_owned(), vcl.to_owned());
-        Varnish { id, address, folder, vcl, listens, storage, namespace, child, held: None }
+        Varnish { id, address, folder, vcl, listens, storage, namespace, child, management, held: vec![] }
     }
 
     /// Waits until it serves.
@@ -81,6 +84,7 @@ impl Varnish {
             assert_eq!(self.child.try_wait().expect("our child"), None, "varnishd ended at once");
             listen_address(self.tool("varnishadm"))
         });
+        self.management = self.management_argument();
     }
 
     /// Reads a page from this Varnish directly.
@@ -110,8 +114,13 @@ impl Varnish {
         command
     }
 
-    /// Where it is managed: the argument `-T` in its shared memory, as `varnishadm` finds it.
+    /// Where it is managed.
     pub fn management(&self) -> SocketAddr {
+        self.management
+    }
+
+    /// The argument `-T` in its shared memory, as `varnishadm` finds it.
+    fn management_argument(&self) -> SocketAddr {
         let shared = self.folder.join("_.vsm_mgt");
         let index = std::fs::read_to_string(shared.join("_.index")).expect("the index of varnishd's shared memory");
         let words = index.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -156,7 +165,7 @@ impl Varnish {
         signal("-CONT", &self.worker());
     }
 
-    /// kill -9. Its port stays reserved.
+    /// kill -9. Its ports stay reserved.
     pub fn kill(&mut self) {
         let worker = self.worker();
         // The manager first, or it would start another worker.
@@ -169,15 +178,22 @@ impl Varnish {
             return eventually("the worker is gone", || (!worker.iter().any(is_there)).then_some(()));
         }
         // The worker is not our child: its port shows that it is gone.
-        self.held = Some(eventually("the worker is gone", || try_hold(self.address).ok()));
+        self.held = vec![eventually("the worker is gone", || try_hold(self.address).ok())];
+        // Of the manager, which is gone. One that never was ready had none.
+        self.held.extend(Some(self.management).filter(|address| address.port() != 0).and_then(|at| try_hold(at).ok()));
     }
 
-    /// Starts it again on the same port, with an empty cache.
+    /// Starts it again on the same ports, with an empty cache.
     pub fn restart(&mut self) {
-        self.child =
-            spawn(self.namespace.as_deref(), &self.folder, &self.vcl, (self.address, self.listens), self.storage);
+        self.child = spawn(
+            self.namespace.as_deref(),
+            &self.folder,
+            &self.vcl,
+            (self.address, self.listens),
+            (self.management, self.storage),
+        );
         self.ready();
-        self.held = None;
+        self.held.clear();
     }
 
     /// The worker process: the child of the manager.
@@ -213,11 +229,11 @@ fn spawn(
     folder: &Path,
     vcl: &Path,
     (address, listens): (SocketAddr, Listens),
-    storage: &str,
+    (management, storage): (SocketAddr, &str),
 ) -> Child {
     let mut command = within(namespace, "varnishd");
     let protocol = if listens == Listens::Proxy { "PROXY" } else { "HTTP" };
-    command.args(["-F", "-j", "none", "-T", "127.0.0.1:0", "-s", storage]);
+    command.args(["-F", "-j", "none", "-T", &management.to_string(), "-s", storage]);
     command.arg("-a").arg(format!("{address},{protocol}"));
     command.args(["-p", "http_resp_hdr_len=64k", "-p", "http_resp_size=96k", "-p", "workspace_backend=256k"]);
     // Two threads of each pool are enough for a test, and start faster than a hundred.

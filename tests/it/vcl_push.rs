@@ -147,7 +147,7 @@ impl Drop for Misses {
 }
 
 #[test]
-fn each_varnish_uses_the_vcl_of_the_fleet_and_keeps_its_cache_and_its_seals() {
+fn each_varnish_uses_the_vcl_of_the_fleet_and_keeps_cache_and_seals() {
     let mut fleet = Fleet::start(&Plan { varnish: 2, web: 1, first_start: "flush", ..Plan::default() });
     fleet.seals();
     fleet.warm("/p/1");
@@ -245,7 +245,7 @@ fn a_varnish_is_let_go_when_nothing_is_pushed_any_more() {
 }
 
 #[test]
-fn a_web_node_that_is_added_serves_and_one_that_is_drained_gets_nothing_more() {
+fn a_web_node_that_is_added_serves_and_a_drained_one_gets_nothing() {
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, config: WITHOUT_SEALS, ..Plan::default() });
     let varnish = &fleet.varnish[0];
     push(&fleet.clearcoat, &fleet.varnish, WEB);
@@ -344,7 +344,7 @@ fn five_hundred_changes_fail_no_request_and_leave_three_vcls_at_most() {
 }
 
 #[test]
-fn a_template_that_does_not_compile_leaves_the_traffic_alone_until_it_is_mended() {
+fn a_template_that_does_not_compile_leaves_the_traffic_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("shop.vcl");
     let fleet = Fleet::start(&Plan { varnish: 1, web: 1, ..Plan::default() });

@@ -193,7 +193,7 @@ fn who_must_go_elsewhere_waits_for_no_place_that_is_not_for_him() {
 }
 
 #[test]
-fn a_limit_that_is_raised_or_taken_away_and_a_node_that_joins_serve_who_waits() {
+fn a_raised_limit_none_and_a_node_that_joins_serve_who_waits() {
     let nodes = nodes(2);
     let queue = queue(&nodes[..1], 1, 10);
     _ = queue.at_once(Role::Web);
@@ -340,7 +340,7 @@ impl Select for EndsMeanwhile {
 }
 
 #[test]
-fn a_request_that_ends_after_the_last_look_of_one_that_joins_is_not_missed() {
+fn an_end_after_the_last_look_of_one_that_joins_is_not_missed() {
     let nodes = nodes(1);
     let queue = queue(&nodes, 1, 2);
     let held = queue.at_once(Role::Web).unwrap();

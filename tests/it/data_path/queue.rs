@@ -105,7 +105,7 @@ fn asks(rig: &Rig, path: &str) -> Connection {
 }
 
 #[test]
-fn a_node_never_has_more_than_its_limit_from_all_workers_and_versions_of_http() {
+fn a_node_never_has_more_than_its_limit_of_all_workers_and_versions() {
     const EACH: usize = 8;
     let held = Held::default();
     let more = "[runtime]\nworkers = 3\n";

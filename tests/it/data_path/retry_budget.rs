@@ -60,7 +60,7 @@ fn no_connection_is_moved_whatever_the_budget() {
 }
 
 #[test]
-fn a_node_of_two_that_dies_with_requests_in_flight_costs_no_reader_anything() {
+fn a_node_of_two_that_dies_with_requests_in_flight_costs_no_reader() {
     const CLIENTS: usize = 300;
     // Both hold their requests. Connections are warm, as in a shop.
     let (arrived, go_on) = (Arc::new(AtomicUsize::new(0)), Gate::default());

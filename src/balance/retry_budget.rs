@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_a_node_of_two_has_is_moved_when_it_dies_at_1000_requests_a_second() {
+    fn all_that_a_node_of_two_has_at_1000_requests_a_second_is_moved() {
         let mut budget = RetryBudget::default();
         (1..=10).for_each(|second| budget.note_requests(second, 1000));
         // Each takes four seconds.

@@ -11,8 +11,8 @@
 //! promise that must not break. As in Finagle (`RetryBudget`) the share is therefore one of time: retries of the last [`WINDOW`] against
 //! requests of the last [`WINDOW`]. Requests without a retry are saved up, for at most so long, and pay for what a node
 //! fails at once when it dies: at 1,000 requests a second there are 2,000 retries for it. While all requests are answered within
-//! four seconds, no half of what is under way is more than that. A fleet that fails every request gets up to twice its load for two seconds,
-//! and from then on 1.2 times.
+//! four seconds, no half of what is under way is more than that. A fleet that fails every request gets up to twice its load for two
+//! seconds, and from then on 1.2 times.
 //!
 //! **At least [`LEAST`]**, whatever the share: ten a second, as in Finagle, are no storm, and a shop with few requests has nothing saved.
 //!
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_a_dying_node_of_two_has_is_moved_at_1000_requests_a_second() {
+    fn all_that_a_node_of_two_has_at_1000_requests_a_second_is_moved() {
         let mut budget = RetryBudget::default();
         (1..=10).for_each(|second| budget.note_requests(second, 1000));
         // Each takes four seconds.

@@ -6,11 +6,11 @@
 //! it has.
 //!
 //! **Classes.** Not everybody can use every node: a request of the edge wants a Varnish, one of the origin a web node, and one that
-//! has failed at a node wants another one. Requests that can use the same nodes are a class, and stand in the order in which they came. Over all
-//! classes the one who came first and can be served is served first. So nobody is passed by for a place that he could have had, and
-//! nobody who can use one node only keeps others from the rest: if the first of a class cannot be served, none of the class
-//! can, and the next class is looked at. An attempt to serve costs a question for each class and one for each that is served, however
-//! long the line is.
+//! has failed at a node wants another one. Requests that can use the same nodes are a class, and stand in the order in which they came.
+//! Over all classes the one who came first and can be served is served first. So nobody is passed by for a place that he could have had,
+//! and nobody who can use one node only keeps others from the rest: if the first of a class cannot be served, none of the class can, and
+//! the next class is looked at. An attempt to serve costs a question for each class and one for each that is served, however long the line
+//! is.
 
 use std::collections::{BTreeMap, VecDeque};
 

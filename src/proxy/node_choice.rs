@@ -3,8 +3,8 @@
 //! A request waits with its head read and its body left where it is, in the client's kernel: nothing of it grows here. It is given up when
 //! it has waited for `queue_timeout` in all, when `timeouts.request` is over, or when its client has gone. **A client that closes its side counts as gone**,
 //! here alone. Elsewhere that may be a half-close, whose answer somebody waits for (RFC 9112 section 9.6), and the node is at work on it
-//! already; in the queue it is, as HAProxy says of its `abortonclose`, a reader who has pressed "stop" with a probability close to 100 %, and his
-//! page would be rendered for nobody while others wait.
+//! already; in the queue it is, as HAProxy says of its `abortonclose`, a reader who has pressed "stop" with a probability close to 100 %,
+//! and his page would be rendered for nobody while others wait.
 
 use std::io;
 use std::pin::pin;

@@ -1,7 +1,7 @@
 //! A place at a node: the request counts there from the choice of the node until its answer has ended, whatever ends it.
 //!
-//! A tunnel and an event stream count as long as they last, as HAProxy counts them (`maxconn`): what a node's limit is there to protect, a PHP
-//! worker or a thread, is theirs for as long.
+//! A tunnel and an event stream count as long as they last, as HAProxy counts them (`maxconn`): what a node's limit is there to protect, a
+//! PHP worker or a thread, is theirs for as long.
 
 use std::fmt;
 use std::ops::Deref;

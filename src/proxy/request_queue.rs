@@ -9,17 +9,17 @@
 //! **Who waits** stands in one line ([`WaitingLine`]), whatever his listener: a web node that gets room may be wanted by the origin and by
 //! the edge, and whoever came first has it. How many may wait is counted for each listener, so that neither fills the other's queue.
 //!
-//! **Who is served.** Whoever makes room (a request ends; the sweep of a worker, ten times a second, since a node may come up, catch up with
-//! purges or start to serve without anybody here being told; a reload) serves those who wait, in order: he takes the
-//! place *for* the first who can use it and sends it to him. A woken request that had to take its place itself could find it
-//! taken, and would have to wake the next one; here a place is either in somebody's hands or free while nobody wants it. If a client leaves in the
-//! moment in which its place is sent, the place is free when it is dropped, and the next one is served.
+//! **Who is served.** Whoever makes room (a request ends; the sweep of a worker, ten times a second, since a node may come up, catch up
+//! with purges or start to serve without anybody here being told; a reload) serves those who wait, in order: he takes the place *for* the
+//! first who can use it and sends it to him. A woken request that had to take its place itself could find it taken, and would have to wake
+//! the next one; here a place is either in somebody's hands or free while nobody wants it. If a client leaves in the moment in which its
+//! place is sent, the place is free when it is dropped, and the next one is served.
 //!
-//! **No wake-up is lost.** Who joins raises [`RequestQueue::waiting`] before he looks at the nodes for the last time. Who ends a request lowers the node's
-//! counter before he looks at `waiting`. Both are sequentially consistent, so at least one of them sees the other.
+//! **No wake-up is lost.** Who joins raises [`RequestQueue::waiting`] before he looks at the nodes for the last time. Who ends a request
+//! lowers the node's counter before he looks at `waiting`. Both are sequentially consistent, so at least one of them sees the other.
 //!
-//! **What it costs.** A request without a limit counts itself at its node, as ever, and looks at `waiting` when it ends: a number that nobody writes
-//! while nobody waits. The lock is taken by those who wait, and by those who end a request meanwhile.
+//! **What it costs.** A request without a limit counts itself at its node, as ever, and looks at `waiting` when it ends: a number that
+//! nobody writes while nobody waits. The lock is taken by those who wait, and by those who end a request meanwhile.
 
 use std::fmt;
 use std::pin::Pin;
@@ -79,7 +79,7 @@ struct QueuedWaiter {
 }
 
 /// What is said in the log, and was not yet.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct QueueReport {
     /// When something was said, and when that some were refused.
     said: Option<Instant>,
@@ -187,7 +187,7 @@ impl RequestQueue {
         let (length, report) = (queued.lengths[role as usize], queued.reports[role as usize].note(is_full));
         drop(queued);
         send(sent);
-        self.say(report, role, length);
+        self.say(report.as_ref(), role, length);
         let queue = Arc::clone(self);
         number.map(|number| QueueTicket { class, number, place: Some(place), queue }).ok_or(QueueFull)
     }
@@ -197,11 +197,11 @@ impl RequestQueue {
         let mut queued = self.queued.lock();
         let (length, report) = (queued.lengths[role as usize], queued.reports[role as usize].note(true));
         drop(queued);
-        self.say(report, role, length);
+        self.say(report.as_ref(), role, length);
     }
 
-    fn say(&self, report: Option<QueueReport>, role: Role, length: usize) {
-        let Some(QueueReport { waited, refused, .. }) = report else { return };
+    fn say(&self, report: Option<&QueueReport>, role: Role, length: usize) {
+        let Some(&QueueReport { waited, refused, .. }) = report else { return };
         let all_are_full = "every node that may serve is at its limit of requests";
         if refused == 0 {
             tracing::info!(%role, length, waited, "{all_are_full}: others wait");
@@ -273,9 +273,9 @@ impl QueueReport {
     /// Notes one that waits, or is refused. Returns what is to be said now.
     fn note(&mut self, is_refused: bool) -> Option<QueueReport> {
         if is_refused {
-            self.refused += 1
+            self.refused += 1;
         } else {
-            self.waited += 1
+            self.waited += 1;
         }
         let now = Instant::now();
         let said = if is_refused { self.said_refused } else { self.said };

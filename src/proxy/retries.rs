@@ -1,15 +1,15 @@
 //! The retry budgets of the listeners ([`RetryBudget`] says why there are any), for all workers.
 //!
-//! What counts is a request that a node may have begun to carry out: bytes of it were sent. It is load where it failed, perhaps still (a hung
-//! node goes on when it wakes up), and load where it is sent next. What does not count:
+//! What counts is a request that a node may have begun to carry out: bytes of it were sent. It is load where it failed, perhaps still (a
+//! hung node goes on when it wakes up), and load where it is sent next. What does not count:
 //!
 //! - **Nothing was sent**, as no connection could be opened. It is moved in any case, once.
 //! - **A kept connection that its node closed.** The request is sent there again, on a new one. That is how idle connections end.
 //!   But if that fails as well, so that it goes elsewhere, it counts.
 //! - **A stale answer of a cache** ([`super::second_look`]): the promise that nobody sees an old page has no budget.
 //!
-//! Beyond the budget the failure is answered as it is (502). A request that waits for a node that went down is not refused but stays, as if there was no other node: it
-//! may move when there is budget again.
+//! Beyond the budget the failure is answered as it is (502). A request that waits for a node that went down is not refused but stays, as if
+//! there was no other node: it may move when there is budget again.
 
 use std::sync::Arc;
 

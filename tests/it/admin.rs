@@ -146,6 +146,10 @@ fn the_admin_listener_tells_the_state_of_the_process_and_of_the_fleet() {
             {"role": "web", "id": "web-1", "address": fleet.web[0].address, "weight": 1, "share": 100, "health": "up", "reason": "",
              "state": "serving", "gets_traffic": true, "why": "", "advice": "", "inflight": 0, "source": "static"},
         ],
+        "queues": [
+            {"listener": "edge", "waiting": 0, "max_queue": 1024},
+            {"listener": "origin", "waiting": 0, "max_queue": 1024},
+        ],
     });
     assert_eq!(json, expected);
 }

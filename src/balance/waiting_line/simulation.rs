@@ -1,7 +1,7 @@
 //! 10,000 seeded histories of requests that wait, in virtual time, over several workers: requests come, end, are cancelled and give up,
-//! nodes go down and come up, and the limit changes. Each worker does one step after the other, as the product does (`proxy::RequestQueue`),
-//! and which worker is next is left to chance: between the end of a request and the look at who waits, anything may happen.
-//! What has to hold is asserted by name.
+//! nodes go down and come up, and the limit changes. Each worker does one step after the other, as the product does
+//! (`proxy::RequestQueue`), and which worker is next is left to chance: between the end of a request and the look at who waits, anything
+//! may happen. What has to hold is asserted by name.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

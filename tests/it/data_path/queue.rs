@@ -156,10 +156,10 @@ fn who_waits_is_served_in_the_order_of_coming_whichever_worker_he_is_at() {
         clients.push(asks(&rig, &format!("/{number}")));
         wait_in_line(&rig, "web", number);
     }
-    for number in 0..COUNT {
+    for (number, client) in clients.iter_mut().enumerate() {
         held.waits_for(number + 1);
         held.let_one_go();
-        assert_eq!(clients[number].answer(false).unwrap().text(), format!("/{number}"));
+        assert_eq!(client.answer(false).unwrap().text(), format!("/{number}"));
     }
     let expected: Vec<String> = (0..COUNT).map(|number| format!("/{number}")).collect();
     assert_eq!(held.came(), expected);
@@ -350,7 +350,7 @@ fn a_reload_that_raises_the_limit_or_takes_it_away_serves_who_waits() {
 fn a_node_that_joins_takes_who_waits() {
     let (held, other) = (Held::default(), Held::default());
     let rig = origin("max_requests_per_node = 1\nqueue_timeout = \"300s\"", 2, vec![held.node()]);
-    let mut clients = vec![asks(&rig, "/0"), asks(&rig, "/1")];
+    let mut clients = [asks(&rig, "/0"), asks(&rig, "/1")];
     wait_in_line(&rig, "web", 1);
     let joins = other.node();
     reloaded(&rig, |config| {

@@ -363,6 +363,9 @@ impl PurgeApi {
         if let Some(span) = &mut span {
             span.is_of(&purge);
         }
+        if let Some(replicas) = &self.replicas {
+            replicas.until_met(self.ack_timeout / 2).await;
+        }
         let mut expected = self.deliveries.expect();
         let position = match tokio::time::timeout(self.ack_timeout, self.journal.append(purge)).await {
             Ok(Ok(position)) => position,

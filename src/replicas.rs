@@ -52,6 +52,7 @@ mod under_way;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -147,6 +148,8 @@ pub struct Replicas {
     started: Instant,
     /// Whether caches find us; `None` if our origin is not open, or we are about to end.
     serves: Mutex<Option<Box<FoundByCaches>>>,
+    /// It was seen once who is there: before, a purge that is accepted may be told to nobody.
+    has_met: AtomicBool,
     /// This process has created our journal.
     fresh: bool,
     peers: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
@@ -208,6 +211,8 @@ impl Replicas {
             own,
             started: Instant::now(),
             serves: Mutex::default(),
+            // By address, who was not met is known as that, and named in the answer.
+            has_met: AtomicBool::new(by_address),
             fresh,
             peers: Mutex::default(),
             neighbours: Neighbours::default(),
@@ -240,6 +245,16 @@ impl Replicas {
             FoundBy::Addresses(_) => self.caught_up().await,
         }
         self.names_fetched().await;
+    }
+
+    /// Returns when it was seen once who is there, at most after this time. A purge is to be accepted after that: a replica that is met
+    /// later counts as one that has read the shared journal until then.
+    pub async fn until_met(&self, patience: Duration) {
+        let has_met = || self.has_met.load(Ordering::SeqCst);
+        if !has_met() {
+            // If etcd does not answer, nobody can tell.
+            _ = tokio::time::timeout(patience, self.progress.until(has_met)).await;
+        }
     }
 
     /// Messages to the others carry this token from now on.

@@ -4,6 +4,7 @@
 //! it is sent purges as long as it answers, and an unregistered replica may introduce itself.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,6 +31,10 @@ const ANNOUNCE: Duration = Duration::from_secs(1);
 
 /// The time from the registration until the others have seen it, a round trip at most.
 const SEEN: Duration = Duration::from_millis(200);
+
+/// How long the others are looked for in etcd before purges are accepted without having seen them there: as long as etcd may be
+/// away at a start, while those of before are told.
+const UNLISTED: Duration = Duration::from_secs(1);
 
 /// The interval of saving who is there.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -82,8 +87,11 @@ impl Replicas {
             self.add_or_update(id, record, false, &mut tasks);
         }
         let mut saves = tokio::time::interval(SAVE_EVERY);
+        let mut unlisted = pin!(tokio::time::sleep(UNLISTED));
         loop {
             tokio::select! {
+                // Then those of before have to do.
+                () = &mut unlisted, if !self.has_met.load(Ordering::SeqCst) => self.met(),
                 update = updates.recv() => match update {
                     Some(update) => self.take_update(update, &mut tasks),
                     None => return,
@@ -101,6 +109,11 @@ impl Replicas {
         }
     }
 
+    fn met(&self) {
+        self.has_met.store(true, Ordering::SeqCst);
+        self.progress.notify();
+    }
+
     fn take_update(self: &Arc<Self>, update: Update, tasks: &mut Tasks) {
         match update {
             Update::Listed(listing) => {
@@ -111,6 +124,7 @@ impl Replicas {
                     self.twins.set_key(None);
                 }
                 listing.items.iter().for_each(|item| self.greet(item, tasks));
+                self.met();
             }
             Update::Changed(changes) => changes.iter().for_each(|change| match change {
                 KeyChange::Put(item) => self.greet(item, tasks),

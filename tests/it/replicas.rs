@@ -1,5 +1,6 @@
 //! Several clearcoats in front of one fleet, with a journal in etcd.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::clearcoat::Clearcoat;
@@ -65,6 +66,38 @@ fn a_purge_that_one_replica_answers_holds_behind_all_of_them() {
     assert_eq!(entries.iter().map(|entry| entry.mod_revision()).max(), Some(position));
     assert_eq!(purges_in_etcd(&mut fleet), 21);
     eventually("both have it", || heads(&fleet).iter().all(|head| *head == position as u64).then_some(()));
+}
+
+#[test]
+fn a_clearcoat_that_has_just_begun_tells_the_others_before_it_answers() {
+    let mut fleet = Fleet::start(&Plan { ack_timeout: "30s", ..plan() });
+    fleet.warm("/p/1");
+    let (shop, other, known) = (fleet.shop.clone(), fleet.clearcoat.edge, fleet.journal_of(1).join("replicas.json"));
+    let begins = fleet.replica(1);
+    begins.kill();
+    // It learns who was there when the test lets it.
+    let content = std::fs::read(&known).expect("a file");
+    std::fs::remove_file(&known).expect("a file");
+    assert!(std::process::Command::new("mkfifo").arg(&known).status().expect("coreutils").success());
+    shop.set(1, 1);
+    begins.restart();
+    let (listener, is_answered) = (begins.purge, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            let answer = purge(listener, &tag("cat_p_1")).expect("an answer");
+            is_answered.store(true, Ordering::SeqCst);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            get(other, "/p/1").expect("the edge answers").text().to_owned()
+        });
+        let is_there = || is_answered.load(Ordering::SeqCst) || begins.metric("clearcoat_purges_waiting") == 1.0;
+        eventually("the purge is there", || is_there().then_some(()));
+        // It has time enough to write it down.
+        (0..100).for_each(|_| _ = begins.metric("clearcoat_purges_waiting"));
+        assert!(!begins.log().text().contains("purge accepted"), "nobody could be told yet");
+        // Whoever opens a pipe waits for the other end.
+        std::fs::write(&known, content).expect("it is read");
+        assert_eq!(seen.join().expect("no panic"), "1");
+    });
 }
 
 #[test]

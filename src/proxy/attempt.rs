@@ -79,7 +79,7 @@ impl FailedAttempt {
     }
 }
 
-/// How a request may be sent to a node.
+/// How a request may be sent to a node, and what has become of it before.
 #[derive(Default)]
 pub(super) struct Terms {
     /// The input of the node selection.
@@ -92,6 +92,8 @@ pub(super) struct Terms {
     pub(super) takes_stale: bool,
     /// Another node was asked before.
     pub(super) elsewhere: bool,
+    /// A node may have begun to carry it out.
+    pub(super) may_have_begun: bool,
 }
 
 impl Terms {

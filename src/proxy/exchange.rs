@@ -120,7 +120,7 @@ async fn try_handle(
             LateAnswer::Given(after) => return Ok(after),
         },
     };
-    let mut retries = Retries { terms, may_have_begun: false, second_look: None };
+    let mut retries = Retries { terms, second_look: None };
     loop {
         request.trace.begin_try(permit.node());
         latency::begin(request, client.frontend.notes_latency);
@@ -172,8 +172,6 @@ async fn answer_later(
 struct Retries {
     /// Of the next attempt.
     terms: Terms,
-    /// A node may have begun to carry it out.
-    may_have_begun: bool,
     second_look: Option<Box<SecondLook>>,
 }
 
@@ -208,7 +206,7 @@ async fn retry(
     client.worker.log_failure(&permit, &failure, request);
     suspicion::note_failure(&client.worker, permit.node(), &failure, reused);
     nodes.failed = Some(Arc::clone(permit.node()));
-    retries.may_have_begun |= !unsent;
+    retries.terms.may_have_begun |= !unsent;
     let Some(reason) = failure.retry_reason(untouched, retries.terms.is_safe || unsent) else {
         nodes.answered = request.status.is_some().then_some(permit);
         return Err(failure);
@@ -239,7 +237,7 @@ async fn another_node(
         retries.terms.elsewhere = true;
         return Ok(*other);
     }
-    let is_paid = || !retries.may_have_begun || client.worker.spend_retry(client.frontend.role, reason);
+    let is_paid = || !retries.terms.may_have_begun || client.worker.spend_retry(client.frontend.role, reason);
     if retries.terms.elsewhere {
         let past = retries.second_look.as_mut().and_then(|look| look.after_failure(client, &permit, lb));
         return past.filter(|_| is_paid()).ok_or(failure);

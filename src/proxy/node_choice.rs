@@ -8,7 +8,7 @@
 
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::client::Client;
@@ -55,6 +55,10 @@ pub(super) async fn wait(
     let Ok(mut queued) = client.worker.queue.join(role, tried, lb) else {
         return Err(Failure::QueueFull { retry_after });
     };
+    // Others wait, and none of them can use the node that has room.
+    if let Poll::Ready(permit) = queued.poll(&mut Context::from_waker(Waker::noop())) {
+        return Ok(permit);
+    }
     client.deadline.enter(Phase::Queue);
     let began = Instant::now();
     let mut late = pin!(tokio::time::sleep(terms.queue_timeout.saturating_sub(request.trace.queued)));

@@ -173,23 +173,22 @@ impl RequestQueue {
         let (sender, place) = oneshot::channel();
         let mut queued = self.queued.lock();
         let most = self.rules.load().frontend(role).terms.max_queue;
-        let mut sent = Vec::new();
-        if queued.lengths[role as usize] >= most {
-            sent = self.take_places(&mut queued);
+        let number = queued.line.join(class.clone(), QueuedWaiter { lb, place: sender });
+        self.changed(&mut queued, role, 1);
+        let sent = self.take_places(&mut queued);
+        // Only now: there may be room for it that nobody who waits can use.
+        let is_full = queued.lengths[role as usize] > most && queued.line.leave(&class, number).is_some();
+        if is_full {
+            self.changed(&mut queued, role, -1);
         }
-        let is_full = queued.lengths[role as usize] >= most;
-        let number = (!is_full).then(|| {
-            let number = queued.line.join(class.clone(), QueuedWaiter { lb, place: sender });
-            self.changed(&mut queued, role, 1);
-            sent.extend(self.take_places(&mut queued));
-            number
-        });
         let (length, report) = (queued.lengths[role as usize], queued.reports[role as usize].note(is_full));
         drop(queued);
         send(sent);
         self.say(report.as_ref(), role, length);
-        let queue = Arc::clone(self);
-        number.map(|number| QueueTicket { class, number, place: Some(place), queue }).ok_or(QueueFull)
+        if is_full {
+            return Err(QueueFull);
+        }
+        Ok(QueueTicket { class, number, place: Some(place), queue: Arc::clone(self) })
     }
 
     /// Notes that a request has waited for as long as it may.

@@ -73,11 +73,15 @@ enum Step {
     LookBefore(usize, usize),
     /// It takes a place there, if there still is one.
     Take(usize, usize),
+    /// Takes the lock, and joins.
     Join(usize),
-    /// With the lock, after a request has joined or a fleet has changed; then the lock is given back.
-    Serve,
-    /// Takes the lock to serve.
+    /// Takes the lock.
     Lock,
+    /// With the lock.
+    Serve,
+    /// With the lock: who was not served, and is one too many, leaves.
+    Settle(usize),
+    Unlock,
     /// A request that was served hears of its place.
     Hear(usize, usize),
     End(usize),
@@ -128,6 +132,8 @@ struct History {
     /// What workers look at without the lock.
     waiting: usize,
     locked_by: Option<usize>,
+    /// Who was served while the lock was held, and is told when it is not any more.
+    told: Vec<(usize, usize)>,
     requests: Vec<SimulatedRequest>,
     workers: Vec<SimulatedWorker>,
     happenings: BinaryHeap<Reverse<(u64, Happening)>>,
@@ -167,6 +173,7 @@ impl History {
             line: WaitingLine::default(),
             waiting: 0,
             locked_by: None,
+            told: Vec::new(),
             requests,
             workers: (0..2 + dice.index(3)).map(|_| SimulatedWorker::default()).collect(),
             happenings,
@@ -194,7 +201,7 @@ impl History {
         self.happenings.push(Reverse((ends, Happening::Ends(id))));
     }
 
-    fn serve(&mut self, worker: usize, met: &mut Met) {
+    fn serve(&mut self, met: &mut Met) {
         let seed = self.seed;
         let mut line = std::mem::take(&mut self.line);
         let served = line.serve(|&class, &id| {
@@ -221,8 +228,7 @@ impl History {
         self.line = line;
         self.waiting -= served.len();
         met.waited += served.len() as u64;
-        let told: Vec<Step> = served.into_iter().map(|(id, node)| Step::Hear(id, node)).collect();
-        self.workers[worker].then(&told);
+        self.told.extend(served);
     }
 
     /// Whether the step was done: one that needs the lock may have to wait for it.
@@ -263,14 +269,17 @@ impl History {
                 self.put(node);
                 self.begin(id, node);
             }
-            Step::Join(id) => self.join(worker, id, met),
+            Step::Join(id) => self.join(worker, id),
             Step::Lock => {
                 self.locked_by = Some(worker);
-                self.workers[worker].then(&[Step::Serve]);
+                self.workers[worker].then(&[Step::Serve, Step::Unlock]);
             }
-            Step::Serve => {
-                self.serve(worker, met);
+            Step::Serve => self.serve(met),
+            Step::Settle(id) => self.settle(id, met),
+            Step::Unlock => {
                 self.locked_by = None;
+                let told: Vec<Step> = self.told.drain(..).map(|(id, node)| Step::Hear(id, node)).collect();
+                self.workers[worker].then(&told);
             }
             Step::Hear(id, node) if self.requests[id].progress == Progress::GivenUp => {
                 met.left_with_a_place += 1;
@@ -296,22 +305,24 @@ impl History {
         true
     }
 
-    fn join(&mut self, worker: usize, id: usize, met: &mut Met) {
-        if self.line.len() >= self.most {
-            self.serve(worker, met);
-        }
-        if self.line.len() >= self.most {
-            met.refused += 1;
-            self.requests[id].progress = Progress::Refused;
-            return;
-        }
+    fn join(&mut self, worker: usize, id: usize) {
         let number = self.line.join(self.requests[id].class, id);
         (self.requests[id].progress, self.requests[id].joined) = (Progress::Waiting(number), self.clock);
         let at = self.requests[id].gives_up_at.max(self.now);
         self.happenings.push(Reverse((at, Happening::GivesUp(id))));
         self.waiting += 1;
         self.locked_by = Some(worker);
-        self.workers[worker].then(&[Step::Serve]);
+        self.workers[worker].then(&[Step::Serve, Step::Settle(id), Step::Unlock]);
+    }
+
+    fn settle(&mut self, id: usize, met: &mut Met) {
+        let Progress::Waiting(number) = self.requests[id].progress else { return };
+        if self.line.len() > self.most {
+            assert_eq!(self.line.leave(&self.requests[id].class, number), Some(id), "{}", self.seed);
+            self.waiting -= 1;
+            met.refused += 1;
+            self.requests[id].progress = Progress::Refused;
+        }
     }
 
     fn give_up(&mut self, id: usize, met: &mut Met) {

@@ -180,6 +180,20 @@ fn the_first_who_waits_is_said_and_the_first_who_is_refused_at_once() {
 }
 
 #[test]
+fn a_full_queue_refuses_nobody_for_whom_there_is_room() {
+    let nodes = nodes(2);
+    let queue = queue(&nodes, 1, 1);
+    let _both = [queue.at_once(Role::Web).unwrap(), queue.at_once(Role::Web).unwrap()];
+    let mut not_the_first = queue.joined(Role::Web, &[0]);
+    assert_eq!(queue.join(Role::Web, &[], LbContext::default()).err(), Some(QueueFull));
+    queue.end_request(&nodes[0]);
+    assert_eq!(queue.joined(Role::Web, &[]).place().map(|node| node.endpoint_id), Some(0));
+    assert!(not_the_first.place().is_none() && queue.has_waiters());
+    queue.end_request(&nodes[1]);
+    assert!(not_the_first.place().is_some() && !queue.has_waiters());
+}
+
+#[test]
 fn who_must_go_elsewhere_waits_for_no_place_that_is_not_for_him() {
     let nodes = nodes(2);
     let queue = queue(&nodes, 1, 10);

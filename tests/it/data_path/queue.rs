@@ -309,7 +309,7 @@ fn a_client_that_leaves_while_it_waits_frees_its_place_in_the_queue() {
         }
         eventually(&format!("{way:?}: its place is free"), || (waiting(rig, "varnish") == 0.0).then_some(()));
         let gone = (number + 1) as f64;
-        eventually("it is counted", || (failures(rig, "edge", "client_gone") >= gone).then_some(()));
+        eventually(&format!("{way:?} is counted"), || (failures(rig, "edge", "client_gone") >= gone).then_some(()));
     }
     let mut last = ask("/last");
     wait_in_line(rig, "varnish", 1);
